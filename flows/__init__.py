@@ -1,0 +1,1 @@
+"""The Prefect flows, the recipe they follow, and the command line."""

@@ -1,0 +1,90 @@
+"""The build flow: from a recipe to a finished dataset, read top to bottom."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows import stages
+from flows.events import dataset_finished
+from flows.plan import make_plan
+from flows.progress import Progress
+from flows.recipe import Recipe, load_recipe
+from flows.stages import Make, Run
+from preferences.errors import ServiceError
+from preferences.store import Manifest, Store
+
+
+@flow(name="build", flow_run_name="build-{recipe}", validate_parameters=False)
+def build(
+    recipe: str,
+    settings: dict[str, str] | None = None,
+    store: str | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Make the dataset of a recipe file; returns the dataset's address.
+
+    What is done is not done again; a finished dataset emits `preference-dataset.finished`.
+    """
+    loaded = load_recipe(recipe, settings, dataset_only=True)
+    run = start(loaded, store, progress)
+    text = Path(recipe).read_text(encoding="utf-8")
+    new = run.store.manifest(run.plan.dataset) is None
+    if new:
+        _make_all(run, text)
+    dataset = run.store.manifest(run.plan.dataset)
+    assert dataset is not None
+    address = run.store.address(run.plan.dataset)
+    _show(run, dataset)
+    if new:
+        dataset_finished(dataset, address, recipe, settings or {})
+    return address
+
+
+def start(recipe: Recipe, store: str | None, progress: Progress | None) -> Run:
+    """A run whose stages are Prefect tasks, one for each shard."""
+    return Run(
+        make_plan(recipe), Store(store or recipe.runtime.store), progress or Progress(), as_task
+    )
+
+
+def as_task(name: str, make: Make) -> Make:
+    """A stage's function as a task; the run is named after the stage and the shard."""
+
+    @task(name=name, task_run_name=name + " {part}", persist_result=False)
+    def make_shard(shard: Any, part: str) -> None:
+        make(shard)
+
+    return lambda shard: make_shard(shard, shard.suffix)
+
+
+def _make_all(run: Run, recipe_text: str) -> None:
+    stages.make_prompts(run)
+    for number in range(len(run.plan.candidates)):
+        stages.make_candidates(run, number)
+    failures = []
+    for number in range(len(run.plan.judgments)):
+        try:
+            stages.make_judgments(run, number)
+        except ServiceError as error:
+            failures.append(error)  # A judge that is down loses nothing of the others.
+    if failures:
+        raise failures[0]
+    stages.make_rankings(run)
+    stages.make_preferences(run)
+    stages.make_dataset(run, recipe_text)
+
+
+def _show(run: Run, dataset: Manifest) -> None:
+    """What the Prefect UI shows of a build: a table of the stages, and the card."""
+    rows = [
+        {"stage": name, "rows": m.rows, "dropped": m.dropped, "artifact": str(artifact)}
+        for name, artifact in run.plan.artifacts
+        if (m := run.store.manifest(artifact)) is not None
+    ]
+    create_table_artifact(table=rows, key="stages", description=f"Stages of {dataset.name}")
+    card = run.store.read_text(f"{run.store.folder(run.plan.dataset)}/README.md") or ""
+    create_markdown_artifact(markdown=card.partition("\n---\n")[2], key="dataset-card")

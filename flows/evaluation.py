@@ -1,0 +1,183 @@
+"""The evaluation stage: the aligned model against the one it started from, on held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flows.judges import opened_judge
+from flows.plan import engine_config
+from flows.progress import Progress
+from flows.recipe import EvaluationConfig, Recipe
+from flows.training import local_folder
+from generation.candidates import SampledCandidates, sample
+from generation.deferred import deferred
+from generation.engine import EngineRuntime
+from generation.journalled import JournalledEngine
+from generation.models import model_identity
+from generation.opening import open_engine
+from generation.prompts import load_prompts
+from judging.judge import Group
+from judging.verifier import load_check
+from judging.win_rate import win_probabilities, win_rate
+from preferences.conversations import make_prompt
+from preferences.estimate import clustered_mean
+from preferences.journal import Journal
+from preferences.records import Candidate, Judgment, Prompt, Triplet
+from preferences.store import Artifact, Manifest, Shard, Store
+
+WHOLE = Shard(0, 1)
+
+
+def evaluate(
+    recipe: Recipe,
+    store: Store,
+    dataset: Artifact,
+    model: Artifact,
+    evaluation: Artifact,
+    progress: Progress,
+) -> None:
+    """Answer held-out prompts with both models, compare the answers, and write the figures."""
+    if store.manifest(evaluation) is not None:
+        return
+    config, alignment = recipe.evaluation, recipe.alignment
+    assert config is not None
+    assert alignment is not None
+    prompts = _prompts(config, store, dataset)
+    with local_folder(store, model) as folder:
+        adapter = None if alignment.weights == "full" else str(folder / "adapter")
+        aligned_model = str(folder / "model") if alignment.weights == "full" else alignment.model
+        sources = [
+            _source(config, "before", alignment.model, alignment.revision, None),
+            _source(config, "after", aligned_model, alignment.revision, adapter),
+        ]
+        runtime = recipe.runtime.engines.get("policy", EngineRuntime())
+        before, after = (_answers(s, prompts, store, runtime, progress) for s in sources)
+    groups = [
+        Group(prompts[number // config.samples], (ours, theirs))
+        for number, (ours, theirs) in enumerate(zip(after, before, strict=True))
+    ]
+    judgments = _judgments(recipe, store, groups, progress)
+    store.write_part(evaluation, WHOLE, Candidate, [*before, *after])
+    with store.staged(f"{store.folder(evaluation)}/judgments.parquet") as temporary:
+        store.write_rows(temporary, Judgment, iter(judgments))
+    judge = recipe.askable_judge()
+    told = [g for g in groups if _can_be_judged(g)]
+    summary: dict[str, Any] = {
+        "prompts": len(prompts),
+        "checks": {
+            name: [_checked(check, prompts, config, answers) for answers in (before, after)]
+            for name, check in config.checks.items()
+        },
+        "truncated": [_share(a, lambda c: c.status == "truncated") for a in (before, after)],
+        "characters": [sum(len(c.response) for c in a) / len(a) for a in (before, after)],
+        "judge": judge.name if judge else None,
+        "win_rate": _asdict(win_rate(told, win_probabilities(told, judgments))) if judge else None,
+    }
+    manifest = Manifest(
+        stage=evaluation.stage,
+        fingerprint=evaluation.fingerprint,
+        name=f"{recipe.name} evaluated",
+        rows=len(before) + len(after),
+        dropped=len(groups) - len(told),
+        parts=(f"part-{WHOLE.suffix}.parquet", "judgments.parquet"),
+        inputs=(str(model), str(dataset)),
+        config=recipe.model_dump(mode="json", include={"evaluation"}),
+        summary=summary,
+    )
+    store.finish(evaluation, manifest)
+    progress.finished(manifest)
+
+
+def _prompts(config: EvaluationConfig, store: Store, dataset: Artifact) -> list[Prompt]:
+    if config.prompts is not None:
+        found = [p for p in load_prompts(config.prompts) if isinstance(p, Prompt)]
+    else:
+        held_out = store.read(dataset, Triplet, kind="data/test")
+        found = [make_prompt(t.prompt, "held-out prompt") for t in held_out]
+    unique = {p.prompt_id: p for p in found}
+    return [unique[prompt_id] for prompt_id in sorted(unique)]
+
+
+def _source(
+    config: EvaluationConfig, name: str, model: str, revision: str | None, adapter: str | None
+) -> SampledCandidates:
+    return SampledCandidates.model_validate(
+        {
+            "kind": "sample",
+            "name": name,
+            "engine": config.engine,
+            "model": model,
+            "revision": None if Path(model).is_dir() else revision,
+            "adapter": adapter,
+            "samples": config.samples,
+            "sampling": config.sampling,
+            "seed": config.seed,
+        }
+    )
+
+
+def _answers(
+    source: SampledCandidates,
+    prompts: Sequence[Prompt],
+    store: Store,
+    runtime: EngineRuntime,
+    progress: Progress,
+) -> list[Candidate]:
+    identity = model_identity(engine_config(source))
+    total = len(prompts) * source.samples
+    with (
+        progress.stage(f"evaluation: answers {source.name}", total, "answers") as advance,
+        deferred(lambda: open_engine(engine_config(source), runtime)) as engine,
+        Journal(store, identity, WHOLE) as journal,
+    ):
+        remembering = JournalledEngine(engine, identity, journal, advance.reply)
+        return sample(prompts, source, identity, remembering)
+
+
+def _judgments(
+    recipe: Recipe, store: Store, groups: Sequence[Group], progress: Progress
+) -> list[Judgment]:
+    config = recipe.askable_judge()
+    if config is None:
+        return []
+    told = [g for g in groups if _can_be_judged(g)]
+    runtime = recipe.runtime.engines.get(config.name, EngineRuntime())
+    with (
+        progress.stage("evaluation: judgments", 2 * len(told), "judgments") as advance,
+        opened_judge(config, runtime, store, advance) as judge_for,
+        judge_for(WHOLE) as ask,
+    ):
+        return list(ask(told))
+
+
+def _can_be_judged(group: Group) -> bool:
+    return all(c.status in ("complete", "truncated") for c in group.candidates)
+
+
+def _checked(
+    check: str, prompts: Sequence[Prompt], config: EvaluationConfig, answers: Sequence[Candidate]
+) -> dict[str, Any] | None:
+    score = load_check(check)
+    return _asdict(
+        clustered_mean(
+            (_cluster(prompt), float(score(prompt, answer.response)))
+            for number, answer in enumerate(answers)
+            for prompt in [prompts[number // config.samples]]
+        )
+    )
+
+
+def _cluster(prompt: Prompt) -> str:
+    """Prompts of one category are not independent; one without a category is a cluster itself."""
+    return prompt.category or prompt.prompt_id
+
+
+def _share(answers: Sequence[Candidate], holds: Callable[[Candidate], bool]) -> float:
+    return sum(map(holds, answers)) / len(answers)
+
+
+def _asdict(estimate: Any) -> dict[str, Any] | None:
+    return None if estimate is None else asdict(estimate)

@@ -1,0 +1,224 @@
+"""What a recipe will make, worked out before anything is made.
+
+Each stage's artifact is named by what goes into it: the content of the files, the identity of the
+models, the configuration, and the names of the artifacts before it. So the plan tells, without
+running anything, what is done and what is owed; an edited rubric changes the judgments and what
+follows from them, and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.recipe import CandidateConfig, EvaluationConfig, JudgeConfig, Recipe
+from generation.candidates import ImportedCandidates, SampledCandidates
+from generation.engine import EngineConfig
+from generation.models import model_identity, weights_identity
+from generation.prompts import PromptsConfig, sources
+from judging.imported import ImportedJudgments
+from judging.pairwise import PairwiseJudge
+from judging.prior import Prior
+from judging.reward_model import RewardModelJudge
+from judging.rubric import load_rubric
+from judging.verifier import Verifier
+from preferences.errors import InputError
+from preferences.fingerprint import file_fingerprint, fingerprint
+from preferences.records import SCHEMA_VERSION
+from preferences.store import Artifact
+from preferences.tables import table_fingerprint, table_name
+from training.dpo import DPOConfig
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The artifacts of a recipe, in the order in which they are made."""
+
+    recipe: Recipe
+    prompts: Artifact
+    candidates: tuple[Artifact, ...]
+    judgments: tuple[Artifact, ...]
+    rankings: Artifact
+    preferences: Artifact
+    dataset: Artifact
+    alignment: Artifact | None
+    evaluation: Artifact | None
+
+    @property
+    def artifacts(self) -> list[tuple[str, Artifact]]:
+        """Every artifact with what people call it."""
+        named: list[tuple[str, Artifact | None]] = [
+            ("prompts", self.prompts),
+            *zip(
+                (f"candidates: {c.name}" for c in self.recipe.candidates),
+                self.candidates,
+                strict=True,
+            ),
+            *_named("judgments", self.recipe.judges, self.judgments),
+            ("rankings", self.rankings),
+            ("preferences", self.preferences),
+            ("dataset", self.dataset),
+            ("alignment", self.alignment),
+            ("evaluation", self.evaluation),
+        ]
+        return [(name, artifact) for name, artifact in named if artifact is not None]
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Name every artifact of a recipe. Raises InputError if a file or model is not there."""
+    imports = [c for c in recipe.candidates if isinstance(c, ImportedCandidates)]
+    prompts = _artifact(
+        "prompts",
+        _prompts_identity(recipe.prompts)
+        if recipe.prompts
+        else [_candidates_identity(c) for c in imports],
+    )
+    candidates = tuple(
+        _artifact("candidates", [str(prompts), _candidates_identity(c)]) for c in recipe.candidates
+    )
+    judgments = tuple(
+        _artifact("judgments", [[str(c) for c in candidates], judge_identity(j)])
+        for j in recipe.judges
+    )
+    rankings = _artifact("rankings", [[str(c) for c in candidates], [str(j) for j in judgments]])
+    preferences = _artifact("preferences", [str(rankings), recipe.pairs])
+    dataset = _artifact(
+        "dataset",
+        [str(preferences), recipe.split, recipe.name, recipe.description, recipe.license],
+    )
+    alignment = evaluation = None
+    if recipe.alignment is not None:
+        alignment = alignment_artifact(recipe, dataset)
+        if recipe.evaluation is not None:
+            evaluation = evaluation_artifact(recipe, recipe.evaluation, alignment)
+    return Plan(
+        recipe,
+        prompts,
+        candidates,
+        judgments,
+        rankings,
+        preferences,
+        dataset,
+        alignment,
+        evaluation,
+    )
+
+
+def alignment_artifact(recipe: Recipe, dataset: Artifact) -> Artifact:
+    """The model that a recipe trains on a dataset, its own or another."""
+    assert recipe.alignment is not None
+    judge = recipe.askable_judge() if recipe.alignment.probe else None
+    checks = recipe.evaluation.checks.values() if recipe.evaluation else ()
+    return _artifact(
+        "alignment",
+        [
+            str(dataset),
+            _training_identity(recipe.alignment),
+            # The judge and the checks that watch over training decide where it stops.
+            judge_identity(judge) if judge else None,
+            [_check_identity(check) for check in checks],
+        ],
+    )
+
+
+def evaluation_artifact(
+    recipe: Recipe, evaluation: EvaluationConfig, alignment: Artifact
+) -> Artifact:
+    """The comparison of a trained model with the one it started from."""
+    judge = recipe.askable_judge()
+    return _artifact(
+        "evaluation",
+        [
+            str(alignment),
+            evaluation.model_dump(mode="json", exclude={"prompts", "checks"}),
+            _prompts_identity(evaluation.prompts) if evaluation.prompts else None,
+            judge_identity(judge) if judge else None,
+            {name: _check_identity(check) for name, check in evaluation.checks.items()},
+        ],
+    )
+
+
+def engine_config(config: SampledCandidates | PairwiseJudge) -> EngineConfig:
+    """The engine part of a configuration."""
+    return EngineConfig(**{name: getattr(config, name) for name in EngineConfig.model_fields})
+
+
+def _named(
+    stage: str, configs: Sequence[CandidateConfig | JudgeConfig], artifacts: Sequence[Artifact]
+) -> list[tuple[str, Artifact]]:
+    return [(f"{stage}: {c.name}", a) for c, a in zip(configs, artifacts, strict=True)]
+
+
+def _artifact(stage: str, identity: Any) -> Artifact:
+    return Artifact(stage, fingerprint([stage, SCHEMA_VERSION, identity]))
+
+
+def _prompts_identity(config: PromptsConfig) -> Any:
+    kept = config.model_dump(mode="json", exclude={"source": True, "decontamination": {"against"}})
+    return [kept, [_table_identity(s, config.split) for s in sources(config)]]
+
+
+def _table_identity(source: str, split: str = "train") -> list[str]:
+    # The name stands in every record's `source`.
+    return [table_name(source), table_fingerprint(source, split)]
+
+
+def _candidates_identity(config: SampledCandidates | ImportedCandidates) -> Any:
+    if isinstance(config, ImportedCandidates):
+        kept = config.model_dump(mode="json", exclude={"source"})
+        return [kept, _table_identity(config.source, config.split)]
+    return [
+        config.name,
+        model_identity(engine_config(config)),
+        config.samples,
+        config.sampling.model_dump(mode="json"),
+        config.seed,
+    ]
+
+
+def judge_identity(
+    config: PairwiseJudge | RewardModelJudge | Verifier | ImportedJudgments | Prior,
+) -> Any:
+    match config:
+        case PairwiseJudge():
+            model = model_identity(engine_config(config))
+            return [config.kind, config.name, model, load_rubric(config.rubric).identity]
+        case RewardModelJudge():
+            weights = weights_identity(config.model, config.revision)
+            return [config.kind, config.name, weights, config.dtype, config.trust_remote_code]
+        case Verifier():
+            return [config.kind, config.name, _check_identity(config.check), config.pattern]
+        case ImportedJudgments():
+            kept = config.model_dump(mode="json", exclude={"source"})
+            return [kept, _table_identity(config.source, config.split)]
+        case Prior():
+            return config.model_dump(mode="json")
+
+
+def _check_identity(check: str) -> Any:
+    """A check is what its code says: the file's content bears identity, not where it lies."""
+    place, _, function = check.rpartition(":")
+    if not place:
+        return check
+    if place.endswith(".py"):
+        path = place
+    else:
+        try:
+            spec = importlib.util.find_spec(place)
+        except ImportError:
+            spec = None
+        if spec is None or spec.origin is None:
+            raise InputError(f"{check}: no module {place!r}; check the name or install it")
+        path = spec.origin
+    if not Path(path).is_file():
+        raise InputError(f"{place}: no such file; check the path of the check")
+    with Path(path).open("rb") as stream:
+        return [function, file_fingerprint(stream)]
+
+
+def _training_identity(config: DPOConfig) -> Any:
+    kept = config.model_dump(mode="json", exclude={"model", "revision"})
+    return [kept, weights_identity(config.model, config.revision)]

@@ -1,0 +1,250 @@
+"""The recipe: one YAML file that says what to build, checked as a whole before any work starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from generation.candidates import ImportedCandidates, SampledCandidates
+from generation.engine import EngineRuntime, Sampling
+from generation.prompts import PromptsConfig
+from judging.imported import ImportedJudgments
+from judging.pairwise import PairwiseJudge
+from judging.prior import Prior
+from judging.reward_model import RewardModelJudge
+from judging.verifier import Verifier
+from preferences.assembly import PairsConfig
+from preferences.config import Config
+from preferences.errors import InputError
+from preferences.splits import SplitConfig
+from preferences.tables import suggestion
+from training.dpo import DPOConfig
+from training.run import TrainingRuntime
+
+CandidateConfig = Annotated[SampledCandidates | ImportedCandidates, Field(discriminator="kind")]
+JudgeConfig = Annotated[
+    PairwiseJudge | RewardModelJudge | Verifier | ImportedJudgments | Prior,
+    Field(discriminator="kind"),
+]
+AskableJudge = PairwiseJudge | RewardModelJudge | Verifier
+"""A judge that can be asked about new answers; the others only know the ones they came with."""
+
+
+class EvaluationConfig(Config):
+    """How the aligned model is compared with the one it started from."""
+
+    prompts: PromptsConfig | None = None
+    """Prompts to answer; by default the dataset's held-out ones."""
+    engine: Annotated[str, Field(pattern="^(vllm|transformers)$")] = "vllm"
+    """What answers them."""
+    samples: int = Field(1, ge=1)
+    """Answers to each prompt, of each of the two models."""
+    sampling: Sampling = Sampling()
+    """How they are drawn."""
+    seed: int = 0
+    """Another seed, other answers."""
+    judge: str | None = None
+    """Who compares the answers: the name of one of the recipe's judges, by default the first that
+    can be asked."""
+    checks: dict[str, str] = Field(default_factory=dict)
+    """Functions that score an answer, as `name: package.module:function` or `file.py:function`;
+    their means before and after are reported."""
+
+
+class Runtime(Config):
+    """Where and how the recipe runs. Nothing here changes a result, so nothing bears identity."""
+
+    store: str = "store"
+    """The folder or bucket that holds journal and artifacts; a relative one is relative to where
+    the program is started."""
+    shard_size: int = Field(1000, ge=1)
+    """Prompts worked on at a time."""
+    engines: dict[str, EngineRuntime] = Field(default_factory=dict)
+    """By the name of the candidates or of the judge; `policy` for the model that is evaluated."""
+    training: TrainingRuntime = TrainingRuntime()
+    """Where training runs."""
+
+
+class Recipe(Config):
+    """What to build, from prompts to the evaluated model."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """What the dataset and its flows are called."""
+    description: str = ""
+    """A sentence for the dataset card."""
+    license: str | None = None
+    """Of the dataset, for its card."""
+    prompts: PromptsConfig | None = None
+    """Where prompts come from; by default they are those of the imported answers."""
+    candidates: tuple[CandidateConfig, ...] = Field(min_length=1)
+    """Who answers them."""
+    judges: tuple[JudgeConfig, ...] = Field(min_length=1)
+    """Who says which answer is better."""
+    pairs: PairsConfig = PairsConfig()
+    """Which answers become chosen and rejected."""
+    split: SplitConfig = SplitConfig()
+    """What is held out."""
+    alignment: DPOConfig | None = None
+    """How a model is trained on the dataset; without it, the recipe ends with the dataset."""
+    evaluation: EvaluationConfig | None = None
+    """How the trained model is compared with the one it started from."""
+    runtime: Runtime = Runtime()
+    """Where and how all this runs."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Recipe:
+        for what, parts in (("candidates", self.candidates), ("judges", self.judges)):
+            names = [part.name for part in parts]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(f"{what}: two are named {name!r}; give each its own name")
+        imported = [c for c in self.candidates if isinstance(c, ImportedCandidates)]
+        if self.prompts is None and not imported:
+            raise ValueError("prompts: missing; give a source, or import answers with prompts")
+        if self.evaluation is not None:
+            if self.alignment is None:
+                raise ValueError("evaluation: needs `alignment`, there is no model to evaluate")
+            self.askable_judge()
+        known = {*(c.name for c in self.candidates), *(j.name for j in self.judges), "policy"}
+        for name in self.runtime.engines:
+            if name not in known:
+                raise ValueError(f"runtime.engines: no {name!r}; {suggestion(name, sorted(known))}")
+        return self
+
+    def askable_judge(self) -> AskableJudge | None:
+        """The judge that compares new answers: the one `evaluation.judge` names, or the first."""
+        askable: dict[str, AskableJudge] = {
+            j.name: j
+            for j in self.judges
+            if isinstance(j, PairwiseJudge | RewardModelJudge | Verifier)
+        }
+        wanted = self.evaluation.judge if self.evaluation else None
+        if wanted is None:
+            return next(iter(askable.values()), None)
+        if wanted not in askable:
+            raise ValueError(f"evaluation.judge: no {wanted!r}; {suggestion(wanted, askable)}")
+        return askable[wanted]
+
+
+def load_recipe(
+    path: str | Path, settings: Mapping[str, str] | None = None, dataset_only: bool = False
+) -> Recipe:
+    """Read and check a recipe; `settings` fill its `${name}` places.
+
+    With `dataset_only`, alignment and evaluation are left out and need not be filled.
+    Relative paths in the recipe are relative to its folder. Raises InputError, one line, naming
+    the file, the key and the cure.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe; `pairwright init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML: {_one_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: holds no keys; `pairwright init` shows what a recipe looks like")
+    if dataset_only:
+        raw = {k: v for k, v in raw.items() if k not in ("alignment", "evaluation")}
+    filled = _fill(raw, dict(settings or {}), path)
+    try:
+        return Recipe.model_validate(_resolve(filled, path.resolve().parent))
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error)}") from error
+
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_PATH_KEYS = {"source", "model", "adapter", "rubric", "check", "against", "checks"}
+
+
+def _fill(value: Any, settings: Mapping[str, str], path: Path) -> Any:
+    """Put settings in the place of `${name}`."""
+    if isinstance(value, dict):
+        return {key: _fill(item, settings, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_fill(item, settings, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def setting(match: re.Match[str]) -> str:
+        if match[1] not in settings:
+            raise InputError(f"{path}: ${{{match[1]}}} has no value; add --set {match[1]}=VALUE")
+        return settings[match[1]]
+
+    return _VARIABLE.sub(setting, value)
+
+
+def _resolve(value: Any, folder: Path, is_path: bool = False) -> Any:
+    """Make the relative paths that exist beside the recipe absolute."""
+    if isinstance(value, dict):
+        return {
+            key: _resolve(item, folder, is_path=is_path or key in _PATH_KEYS)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [_resolve(item, folder, is_path) for item in value]
+    if is_path and isinstance(value, str) and value:
+        # A check is `file.py:function`.
+        name, colon, function = value.partition(":")
+        if (folder / name).exists():
+            return f"{folder / name}{colon}{function}"
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first of pydantic's errors, as one line with a cure."""
+    first = error.errors(include_url=False)[0]
+    location = [part for part in first["loc"] if part not in _KINDS]
+    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        return f"{place}: unknown key; {suggestion(str(first['loc'][-1]), known)}"
+    if kind == "missing":
+        return f"{place}: missing; add it"
+    if kind == "union_tag_invalid":
+        tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
+        return f"{place}.kind: no {tag!r}; {suggestion(tag, expected.split(', '))}"
+    if kind == "union_tag_not_found":
+        return f"{place}: no `kind`; say which kind it is"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], dict | list) else f"{first['input']!r}: "
+    return f"{place + ': ' if place else ''}{shown}{message[0].lower()}{message[1:]}"
+
+
+_KINDS = {"sample", "import", "pairwise", "reward_model", "verifier", "prior"}
+
+
+def _fields_at(location: Iterable[int | str]) -> list[str]:
+    """The keys that are known at a place in the recipe."""
+    found: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        models = list(_models(found))
+        tagged = [m for m in models if part in get_args(_hint(m, "kind"))]
+        found = tagged[0] if tagged else next((_hint(m, part) for m in models), None)
+    return [name for model in _models(found) for name in model.model_fields]
+
+
+def _models(hint: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(hint, type) and get_origin(hint) is None and issubclass(hint, BaseModel):
+        yield hint
+    for part in get_args(hint):
+        yield from _models(part)
+
+
+def _hint(model: type[BaseModel], name: str) -> Any:
+    field = model.model_fields.get(name)
+    return field.annotation if field else None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

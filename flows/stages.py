@@ -1,0 +1,339 @@
+"""Each stage of a recipe, from the artifacts before it to its own, a shard at a time.
+
+No algorithm is in here and no Prefect: a stage reads its shard from the store, calls the room that
+knows how, and writes what comes back. `flows.build` makes these functions into tasks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from generation.opening import open_engine
+
+from flows.judges import calls, opened_judge
+from flows.plan import Plan, engine_config
+from flows.progress import Progress
+from generation.candidates import (
+    ImportedCandidates,
+    SampledCandidates,
+    import_candidates,
+    imported_prompts,
+    parse_import,
+    sample,
+)
+from generation.deferred import deferred
+from generation.engine import EngineRuntime
+from generation.journalled import JournalledEngine
+from generation.models import model_identity
+from generation.prompts import load_prompts
+from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
+from judging.agreement import judge_facts
+from judging.judge import Group
+from judging.ranking import rank, win_probability
+from preferences.assembly import assemble, to_triplets
+from preferences.card import dataset_card, dataset_facts
+from preferences.errors import InputError
+from preferences.journal import Journal
+from preferences.partition import Partition
+from preferences.records import (
+    Candidate,
+    Dropped,
+    Judgment,
+    Preference,
+    Prompt,
+    Ranking,
+    RecordT,
+    Triplet,
+)
+from preferences.splits import require_both_sides, side
+from preferences.store import Artifact, Manifest, Shard, Store, shards, work_through
+from preferences.tables import read_rows
+
+Make = Callable[[Shard], Any]
+"""Makes one shard of an artifact."""
+Wrap = Callable[[str, Make], Make]
+"""Turns a stage's function into a task; the identity where there is no Prefect."""
+
+
+@dataclass
+class Run:
+    """A recipe being carried out: its plan, its store, and who is told how it goes."""
+
+    plan: Plan
+    store: Store
+    progress: Progress
+    wrap: Wrap = lambda name, make: make
+    shards: Sequence[Shard] = field(default_factory=list)
+
+    def engine_runtime(self, name: str) -> EngineRuntime:
+        """Where and how the engine of these candidates or of this judge runs."""
+        return self.plan.recipe.runtime.engines.get(name, EngineRuntime())
+
+
+def make_prompts(run: Run) -> None:
+    """Load the prompts, keep the good ones, and decide on the shards."""
+    recipe, artifact = run.plan.recipe, run.plan.prompts
+    if run.store.manifest(artifact) is None:
+        if recipe.prompts is not None:
+            loaded = list(load_prompts(recipe.prompts))
+        else:
+            imports = [c for c in recipe.candidates if isinstance(c, ImportedCandidates)]
+            loaded = list(imported_prompts(imports))
+        kept = sorted((p for p in loaded if isinstance(p, Prompt)), key=lambda p: p.prompt_id)
+        dropped = [p for p in loaded if isinstance(p, Dropped)]
+        require_both_sides((p.prompt_id for p in kept), recipe.split, recipe.name)
+        whole = Shard(0, 1)
+        rows: list[Prompt | Dropped] = [*kept, *dropped]
+        run.wrap("prompts", lambda s: run.store.write_part(artifact, s, Prompt, rows))(whole)
+        _finish(run, artifact, "prompts", [], [whole])
+    count = run.store.count(artifact)
+    run.shards = shards(count, recipe.runtime.shard_size)
+
+
+def make_candidates(run: Run, number: int) -> None:
+    """Have one source answer every prompt."""
+    config, artifact = run.plan.recipe.candidates[number], run.plan.candidates[number]
+    owed = _owed(run, artifact)
+    if owed is None:
+        return
+    inputs = [run.plan.prompts]
+    title = f"candidates: {config.name}"
+    if isinstance(config, ImportedCandidates):
+        rows = read_rows(config.source, config.split)
+
+        def prompt_of(place: str, row: dict[str, Any]) -> str:
+            return parse_import(config, place, row)[0].prompt_id
+
+        with Partition(rows, prompt_of, run.shards) as partition:
+
+            def take(shard: Shard) -> None:
+                ids = frozenset(p.prompt_id for p in _prompts(run, shard))
+                taken = import_candidates(config, partition.rows(shard), ids)
+                _write(run, artifact, shard, Candidate, _by_prompt(taken))
+
+            _work(run, artifact, title, inputs, owed, take)
+        return
+    _sample_candidates(run, config, artifact, title, owed)
+
+
+def _sample_candidates(
+    run: Run, config: SampledCandidates, artifact: Artifact, title: str, owed: list[Shard]
+) -> None:
+    identity = model_identity(engine_config(config))
+    total = sum(len(_prompts(run, shard)) for shard in owed) * config.samples
+    with (
+        run.progress.stage(title, total, "answers") as advance,
+        deferred(
+            lambda: open_engine(engine_config(config), run.engine_runtime(config.name))
+        ) as engine,
+    ):
+
+        def generate(shard: Shard) -> None:
+            with Journal(run.store, identity, shard) as journal:
+                remembering = JournalledEngine(engine, identity, journal, advance.reply)
+                answers = sample(_prompts(run, shard), config, identity, remembering)
+            _write(run, artifact, shard, Candidate, answers)
+
+        _work(run, artifact, title, [run.plan.prompts], owed, generate)
+
+
+def make_judgments(run: Run, number: int) -> None:
+    """Have one judge judge every group of candidates."""
+    config, artifact = run.plan.recipe.judges[number], run.plan.judgments[number]
+    owed = _owed(run, artifact)
+    if owed is None:
+        return
+    title = f"judgments: {config.name}"
+    inputs = list(run.plan.candidates)
+    if isinstance(config, ImportedJudgments):
+        source_ids = {
+            p.source_id: p.prompt_id
+            for p in run.store.read(run.plan.prompts, Prompt)
+            if p.source_id is not None
+        }
+        rows = read_rows(config.source, config.split)
+
+        def prompt_of(place: str, row: dict[str, Any]) -> str | None:
+            return prompt_of_row(config, place, row, source_ids)
+
+        with Partition(rows, prompt_of, run.shards) as partition:
+
+            def take(shard: Shard) -> None:
+                taken = import_judgments(config, partition.rows(shard), groups(run, shard))
+                _write(run, artifact, shard, Judgment, _by_prompt(taken))
+
+            _work(run, artifact, title, inputs, owed, take)
+        return
+    total = sum(calls(config, group) for shard in owed for group in groups(run, shard))
+    with (
+        run.progress.stage(title, total, "judgments") as advance,
+        opened_judge(config, run.engine_runtime(config.name), run.store, advance) as judge_for,
+    ):
+
+        def judge(shard: Shard) -> None:
+            with judge_for(shard) as ask:
+                _write(run, artifact, shard, Judgment, ask(groups(run, shard)))
+
+        _work(run, artifact, title, inputs, owed, judge)
+
+
+def make_rankings(run: Run) -> None:
+    """Fit each prompt's ranking to what all judges said."""
+
+    def fit(shard: Shard) -> None:
+        judgments = [
+            judgment
+            for artifact in run.plan.judgments
+            for judgment in run.store.read_part(artifact, shard, Judgment)
+        ]
+        _write(run, run.plan.rankings, shard, Ranking, rank(groups(run, shard), judgments))
+
+    inputs = [*run.plan.candidates, *run.plan.judgments]
+    _make(run, run.plan.rankings, "rankings", inputs, fit)
+
+
+def make_preferences(run: Run) -> None:
+    """Pair the candidates by the recipe's policy."""
+
+    def pair(shard: Shard) -> None:
+        rankings = run.store.read_part(run.plan.rankings, shard, Ranking)
+        candidates = {c.candidate_id: c for c in candidates_of(run, shard)}
+        made = assemble(rankings, candidates, run.plan.recipe.pairs, win_probability)
+        _write(run, run.plan.preferences, shard, Preference, made)
+
+    _make(run, run.plan.preferences, "preferences", [run.plan.rankings], pair)
+
+
+def make_dataset(run: Run, recipe_text: str) -> None:
+    """Put texts to the preferences and split them by prompt; write the card."""
+    recipe, artifact = run.plan.recipe, run.plan.dataset
+    if run.store.manifest(artifact) is not None:
+        return
+    folder = run.store.folder(artifact)
+    # The test file is written last, so it says that the shard is done.
+    owed = [s for s in run.shards if not run.store.has_part(artifact, s, "data/test")]
+
+    def join(shard: Shard) -> None:
+        prompts = {p.prompt_id: p for p in _prompts(run, shard)}
+        candidates = {c.candidate_id: c for c in candidates_of(run, shard)}
+        preferences = run.store.read_part(run.plan.preferences, shard, Preference)
+        triplets = list(to_triplets(preferences, prompts, candidates))
+        for split in ("train", "test"):
+            rows = (t for t in triplets if side(t.prompt_id, recipe.split) == split)
+            with run.store.staged(f"{folder}/data/{split}-{shard.suffix}.parquet") as temporary:
+                run.store.write_rows(temporary, Triplet, rows)
+
+    work_through(run.store, artifact, owed, run.wrap("dataset", join), "data/test")
+    sides = {split: dataset_facts(run.store.tables(artifact, f"data/{split}")) for split in SIDES}
+    for split, facts in sides.items():
+        if facts is None:
+            raise InputError(
+                f"{recipe.name}: no pair is left for the {split} split; lower "
+                f"`pairs.min_probability`, add prompts or change `split.test: {recipe.split.test}`"
+            )
+    made = (a for _, a in run.plan.artifacts if a.stage not in AFTER)
+    before = [m for a in made if (m := run.store.manifest(a)) is not None]
+    card = dataset_card(
+        recipe.name, recipe.description, recipe.license, sides, before, recipe_text
+    )
+    run.store.write_text(f"{folder}/README.md", card)
+    manifest = Manifest(
+        stage=artifact.stage,
+        fingerprint=artifact.fingerprint,
+        name=recipe.name,
+        rows=sum(facts.rows for facts in sides.values() if facts),
+        dropped=sum(m.dropped for m in before),
+        parts=tuple(f"data/{x}-{shard.suffix}.parquet" for x in SIDES for shard in run.shards),
+        inputs=tuple(f"{m.stage}/{m.fingerprint}" for m in before),
+        config=recipe.model_dump(mode="json", exclude={"runtime"}),
+        summary={split: asdict(facts) for split, facts in sides.items() if facts},
+    )
+    run.store.finish(artifact, manifest)
+    run.progress.finished(manifest)
+
+
+SIDES = ("train", "test")
+AFTER = ("dataset", "alignment", "evaluation")
+
+
+def groups(run: Run, shard: Shard) -> list[Group]:
+    """A shard's prompts with the candidates that can be judged: those that say something."""
+    by_prompt: dict[str, list[Candidate]] = defaultdict(list)
+    for candidate in candidates_of(run, shard):
+        if candidate.status in ("complete", "truncated"):
+            by_prompt[candidate.prompt_id].append(candidate)
+    return [Group(p, tuple(by_prompt[p.prompt_id])) for p in _prompts(run, shard)]
+
+
+def candidates_of(run: Run, shard: Shard) -> Iterator[Candidate]:
+    """A shard's candidates from every source, each once: sources can overlap."""
+    seen: set[str] = set()
+    for artifact in run.plan.candidates:
+        for candidate in run.store.read_part(artifact, shard, Candidate):
+            if candidate.candidate_id not in seen:
+                seen.add(candidate.candidate_id)
+                yield candidate
+
+
+def _prompts(run: Run, shard: Shard) -> list[Prompt]:
+    return run.store.read_part(run.plan.prompts, shard, Prompt)
+
+
+def _by_prompt(rows: Iterable[RecordT | Dropped]) -> list[RecordT | Dropped]:
+    """Imported rows in the order of their prompts, so that parts join the same however cut."""
+    return sorted(rows, key=lambda row: row.prompt_id)
+
+
+def _write(
+    run: Run,
+    artifact: Artifact,
+    shard: Shard,
+    record: type[RecordT],
+    rows: Iterable[RecordT | Dropped],
+) -> None:
+    run.store.write_part(artifact, shard, record, rows)
+
+
+def _owed(run: Run, artifact: Artifact) -> list[Shard] | None:
+    """The shards still to be made; None where the artifact is finished."""
+    if run.store.manifest(artifact) is not None:
+        return None
+    return [shard for shard in run.shards if not run.store.has_part(artifact, shard)]
+
+
+def _make(run: Run, artifact: Artifact, name: str, inputs: list[Artifact], make: Make) -> None:
+    """A stage that computes and calls nobody."""
+    owed = _owed(run, artifact)
+    if owed is not None:
+        _work(run, artifact, name, inputs, owed, make)
+
+
+def _work(
+    run: Run, artifact: Artifact, name: str, inputs: list[Artifact], owed: list[Shard], make: Make
+) -> None:
+    work_through(run.store, artifact, owed, run.wrap(name, make))
+    _finish(run, artifact, name, inputs, run.shards)
+
+
+def _finish(
+    run: Run, artifact: Artifact, name: str, inputs: list[Artifact], made: Sequence[Shard]
+) -> None:
+    reasons = Counter(d.reason for d in run.store.read(artifact, Dropped, kind="dropped"))
+    summary: dict[str, Any] = {"dropped": dict(sorted(reasons.items()))}
+    if artifact.stage == "judgments":
+        summary["judge"] = asdict(judge_facts(run.store.read(artifact, Judgment)))
+    manifest = Manifest(
+        stage=artifact.stage,
+        fingerprint=artifact.fingerprint,
+        name=name,
+        rows=run.store.count(artifact),
+        dropped=sum(reasons.values()),
+        parts=tuple(f"part-{shard.suffix}.parquet" for shard in made),
+        inputs=tuple(str(i) for i in inputs),
+        summary=summary,
+    )
+    run.store.finish(artifact, manifest)
+    run.progress.finished(manifest)

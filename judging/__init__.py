@@ -1,0 +1,1 @@
+"""Candidates in, judgments and rankings out."""

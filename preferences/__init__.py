@@ -1,0 +1,1 @@
+"""The records every stage shares, and what is done with them."""

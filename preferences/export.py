@@ -1,0 +1,181 @@
+"""A dataset in the forms that trainers take, and on the Hub."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preferences.assembly import by_mean
+from preferences.card import markdown_table
+from preferences.errors import InputError
+from preferences.records import Candidate, Messages, Prompt, Ranking, Triplet, from_table
+from preferences.store import ROW_GROUP
+
+Form = Literal["conversational", "plain", "kto"]
+"""`conversational`: prompt, chosen and rejected as messages, as the dataset holds them; `plain`:
+the same as texts; `kto`: a row an answer, with a label."""
+FORMS: tuple[str, ...] = get_args(Form)
+
+
+def export(dataset: Path, output: Path, form: str) -> dict[str, int]:
+    """Write a finished dataset to a folder in another form; returns the rows of each split.
+
+    The folder loads with `datasets.load_dataset(folder)`.
+    """
+    if form not in FORMS:
+        raise InputError(f"no form {form!r}; there are: {', '.join(FORMS)}")
+    require_new(output)
+    counts: dict[str, int] = {}
+    temporary = output.with_name(output.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "data").mkdir(parents=True)
+    try:
+        for path in sorted((dataset / "data").glob("*.parquet")):
+            split = path.name.split("-")[0]
+            target = temporary / "data" / path.name
+            if form == "conversational":
+                shutil.copyfile(path, target)
+                count = pq.read_metadata(path).num_rows
+            else:
+                rows = plain_rows if form == "plain" else kto_rows
+                count = write_rows(target, rows(read_triplets(path)))
+            counts[split] = counts.get(split, 0) + count
+        card = (dataset / "README.md").read_text(encoding="utf-8")
+        if form != "conversational":
+            front, _, _ = card.partition("\n# ")
+            table = markdown_table(["split", "rows"], [[s, f"{n:,}"] for s, n in counts.items()])
+            card = f"{front}\n# {dataset.name}, {form} form\n\n{table}\n"
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return counts
+
+
+def require_new(output: Path) -> None:
+    """Raise InputError if there is something at `output`: an export never overwrites."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: already exists; name a new folder")
+
+
+def read_triplets(path: Path) -> Iterator[Triplet]:
+    """The triplets of one file of a dataset, a row group at a time."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield from from_table(Triplet, file.read_row_group(group))
+
+
+def plain_rows(triplets: Iterable[Triplet]) -> Iterator[dict[str, Any]]:
+    """Prompt and answers as texts; a conversation of several turns as a transcript."""
+    for triplet in triplets:
+        yield {
+            "prompt": plain_text(triplet.prompt),
+            "chosen": triplet.chosen[0].content,
+            "rejected": triplet.rejected[0].content,
+            "probability": triplet.probability,
+            "margin": triplet.margin,
+            "preference_id": triplet.preference_id,
+            "prompt_id": triplet.prompt_id,
+        }
+
+
+def kto_rows(triplets: Iterable[Triplet]) -> Iterator[dict[str, Any]]:
+    """A row for each answer, once: `label` says whether it was preferred.
+
+    An answer that won one pair and lost another is neither, and is left out.
+    """
+    for _, of_prompt in groupby(triplets, key=lambda t: t.prompt_id):
+        labels: dict[str, set[bool]] = {}
+        texts: dict[str, tuple[Messages, Messages]] = {}
+        prompt_id = ""
+        for triplet in of_prompt:
+            prompt_id = triplet.prompt_id
+            for identity, answer, label in (
+                (triplet.chosen_id, triplet.chosen, True),
+                (triplet.rejected_id, triplet.rejected, False),
+            ):
+                labels.setdefault(identity, set()).add(label)
+                texts[identity] = (triplet.prompt, answer)
+        for identity, found in labels.items():
+            if len(found) == 1:
+                prompt, completion = texts[identity]
+                yield {
+                    "prompt": as_dicts(prompt),
+                    "completion": as_dicts(completion),
+                    "label": found.pop(),
+                    "candidate_id": identity,
+                    "prompt_id": prompt_id,
+                }
+
+
+def ranking_rows(
+    rankings: Iterable[Ranking],
+    prompts: Mapping[str, Prompt],
+    candidates: Mapping[str, Candidate],
+) -> Iterator[dict[str, Any]]:
+    """A row for each prompt: its answers from the best to the worst, with their means."""
+    for ranking in rankings:
+        order = by_mean(ranking)
+        answers = [candidates[ranking.candidate_ids[n]] for n in order]
+        yield {
+            "prompt": as_dicts(prompts[ranking.prompt_id].messages),
+            "completions": [a.response for a in answers],
+            "scores": [ranking.mean[n] for n in order],
+            "models": [a.model for a in answers],
+            "candidate_ids": [a.candidate_id for a in answers],
+            "prompt_id": ranking.prompt_id,
+        }
+
+
+def write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> int:
+    """Write rows to a Parquet file in groups; the first group gives the schema."""
+    count, writer = 0, None
+    try:
+        while group := list(islice(rows, ROW_GROUP)):
+            table = pa.Table.from_pylist(group, schema=writer.schema if writer else None)
+            if writer is None:
+                writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table)
+            count += len(group)
+    finally:
+        if writer is not None:
+            writer.close()
+    return count
+
+
+def plain_text(messages: Messages) -> str:
+    """A single user turn as it is; more turns as a transcript that ends where the answer begins."""
+    if len(messages) == 1:
+        return messages[0].content
+    turns = [f"{m.role.capitalize()}: {m.content}" for m in messages]
+    return "\n\n".join([*turns, "Assistant:"])
+
+
+def as_dicts(messages: Messages) -> list[dict[str, str]]:
+    """Messages as the role/content objects that everybody reads."""
+    return [{"role": m.role, "content": m.content} for m in messages]
+
+
+def push_to_hub(folder: Path, repository: str, private: bool) -> str:
+    """Upload a folder as a data set of the Hub; returns its URL. The token is the environment's."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from preferences.errors import ServiceError
+
+    try:
+        api = HfApi()
+        url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, repo_type="dataset")
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ServiceError(
+            f"{repository}: not pushed ({reason}); check the name, the network and `hf auth login`"
+        ) from error
+    return str(url)

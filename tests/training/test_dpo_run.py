@@ -1,0 +1,350 @@
+"""Whole runs on the tiny model: they learn what the pairs say, stop when they decay, and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest_training import THINGS, pairs_preferring, write_split
+
+import training
+from preferences.errors import InputError, ServiceError
+from preferences.records import Messages
+from training.adapters import LoraConfig
+from training.dpo import DPOConfig, train
+from training.probe import ProbeConfig
+from training.run import RunFolder, TrainingResult, TrainingRuntime
+
+MakeConfig = Callable[..., DPOConfig]
+ROOT = Path(training.__file__).parents[1]
+
+
+def silent(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+    """A progress function that shows nothing."""
+
+
+def saved_weights(run: Path, result: TrainingResult) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    name = "adapter_model" if result.saved == "adapter" else "model"
+    return dict(load_file(run / result.saved / f"{name}.safetensors"))
+
+
+def equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    import torch
+
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+LEARNS = {"weights": "full", "learning_rate": 5e-4, "max_steps": 24}
+
+
+def test_pairs_that_prefer_red_make_the_policy_say_red(
+    make_config: MakeConfig,
+    red_pairs: Path,
+    runtime: TrainingRuntime,
+    red_judge: Any,
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    result = train(make_config(**LEARNS), red_pairs, run, runtime, red_judge, progress=silent)
+    last = result.probes[-1]
+    assert last.win_rate is not None
+    assert last.win_rate > 0.65
+    assert (result.saved, result.saved_step, result.steps) == ("model", 24, 24)
+    assert not result.stopped_early
+    assert result.evaluation["eval_rewards/accuracies"] > 0.9
+    # The weights on disk are the trained ones and load as an ordinary model.
+    from transformers import AutoModelForCausalLM
+
+    policy = AutoModelForCausalLM.from_pretrained(run / "model")
+    assert equal(
+        {k: v for k, v in policy.state_dict().items() if k in saved_weights(run, result)},
+        saved_weights(run, result),
+    )
+
+
+def test_the_same_pairs_the_other_way_round_make_it_avoid_red(
+    make_config: MakeConfig, runtime: TrainingRuntime, red_judge: Any, tmp_path: Path
+) -> None:
+    # Were a label flipped on the way, this and the test before could not both hold.
+    for split, number, things in (("train", 48, THINGS[:24]), ("test", 24, THINGS[24:])):
+        pairs = pairs_preferring("red red", number, things)
+        write_split(tmp_path / "d", split, [(p, worse, red) for p, red, worse in pairs])
+    config = make_config(**LEARNS)
+    result = train(config, tmp_path / "d", tmp_path / "run", runtime, red_judge, progress=silent)
+    last = result.probes[-1]
+    assert last.win_rate is not None
+    assert last.win_rate < 0.45
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, model: str, red_pairs: Path
+) -> tuple[DPOConfig, Path, TrainingResult]:
+    """A run from beginning to end, with dropout so that random state matters."""
+    config = DPOConfig(**RESUMABLE, model=model)
+    run = tmp_path_factory.mktemp("whole") / "run"
+    return config, run, train(config, red_pairs, run, EVERY_FOUR, progress=silent)
+
+
+EVERY_FOUR = TrainingRuntime(log_steps=4, save_steps=4)
+RESUMABLE: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "batch_size": 2,
+    "accumulation": 2,
+    "max_steps": 16,
+    "max_length": 48,
+    "dtype": "float32",
+    "gradient_checkpointing": False,
+    "eval_steps": 8,
+    "lora": {"rank": 4, "dropout": 0.2},
+    "probe": {"every": 3, "prompts": 6, "max_tokens": 10, "max_malformed": 1, "max_length_rate": 1},
+}
+
+
+def assert_same_run(run: Path, whole: Path, result: TrainingResult, expected: Any) -> None:
+    assert result == expected
+    assert equal(saved_weights(run, result), saved_weights(whole, expected))
+    for journal in ("metrics.jsonl", "samples.jsonl", "result.json", "config.json"):
+        assert (run / journal).read_bytes() == (whole / journal).read_bytes()
+
+
+def test_a_killed_run_resumes_from_the_last_good_checkpoint_to_the_same_weights(
+    whole: tuple[DPOConfig, Path, TrainingResult], red_pairs: Path, tmp_path: Path
+) -> None:
+    config, expected_run, expected = whole
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from training.dpo import DPOConfig, train\n"
+        "from training.run import TrainingRuntime\n"
+        "torch.set_num_threads(1)\n"
+        "def die(step, steps, metrics):\n"
+        "    if step == 11:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "config = DPOConfig.model_validate_json(Path(sys.argv[1]).read_text())\n"
+        "runtime = TrainingRuntime(log_steps=4, save_steps=4)\n"
+        "train(config, Path(sys.argv[2]), Path(sys.argv[3]), runtime, progress=die)\n"
+    )
+    run = tmp_path / "run"
+    arguments = [tmp_path / "config.json", red_pairs, run]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    newest = RunFolder(run).newest_checkpoint()
+    assert newest is not None
+    assert newest.step == 8
+    # The newest checkpoint is torn, as if the kill had come while it was written.
+    os.truncate(newest.folder / "optimizer.pt", 100)
+    older = RunFolder(run).newest_checkpoint()
+    assert older is not None
+    assert older.step == 4
+    result = train(config, red_pairs, run, EVERY_FOUR, progress=silent)
+    assert_same_run(run, expected_run, result, expected)
+
+
+class Stop(Exception):
+    """Ctrl-C, a lost connection of the scorer, a full disk …"""
+
+
+def test_an_exception_in_the_middle_costs_at_most_the_steps_since_the_checkpoint(
+    whole: tuple[DPOConfig, Path, TrainingResult], red_pairs: Path, tmp_path: Path
+) -> None:
+    config, expected_run, expected = whole
+    steps: list[int] = []
+
+    def stop_once(step: int, steps_in_all: int, metrics: Mapping[str, float]) -> None:
+        steps.append(step)
+        if steps == list(range(1, 15)):
+            raise Stop
+
+    run = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(config, red_pairs, run, EVERY_FOUR, progress=stop_once)
+    result = train(config, red_pairs, run, EVERY_FOUR, progress=stop_once)
+    assert steps == [*range(1, 15), *range(13, 17)]
+    assert_same_run(run, expected_run, result, expected)
+    # Finished: asking again trains nothing.
+    assert train(config, red_pairs, run, EVERY_FOUR, progress=stop_once) == expected
+    assert len(steps) == 18
+    assert not list(run.glob("checkpoint-*"))
+
+
+def test_a_folder_of_another_run_is_refused_with_what_differs(
+    whole: tuple[DPOConfig, Path, TrainingResult], red_pairs: Path, tmp_path: Path
+) -> None:
+    config, run, _ = whole
+    with pytest.raises(InputError, match=r"beta was 0.1 and is 0.2.*choose another folder"):
+        train(config.model_copy(update={"beta": 0.2}), red_pairs, run)
+    write_split(tmp_path, "train", pairs_preferring("blue", 4, THINGS))
+    with pytest.raises(InputError, match="the dataset changed"):
+        train(config, tmp_path, run)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    with pytest.raises(InputError, match=r"not a training run \(it has chapter1.tex"):
+        train(config, red_pairs, tmp_path / "thesis")
+
+
+def test_probing_does_not_change_what_is_trained(
+    whole: tuple[DPOConfig, Path, TrainingResult], red_pairs: Path, tmp_path: Path
+) -> None:
+    config, probed, expected = whole
+    blind = config.model_copy(update={"probe": None})
+    result = train(blind, red_pairs, tmp_path / "run", EVERY_FOUR, progress=silent)
+    assert equal(saved_weights(tmp_path / "run", result), saved_weights(probed, expected))
+    assert len(expected.probes) == 1 + 6  # steps 0, 3, 6, 9, 12, 15, 16
+    assert result.probes == ()
+
+
+def test_a_collapse_is_stopped_and_the_best_probe_is_kept(
+    make_config: MakeConfig, red_pairs: Path, runtime: TrainingRuntime, tmp_path: Path
+) -> None:
+    probe = ProbeConfig(every=1, prompts=12, max_tokens=12, max_malformed=0.4, patience=2)
+    config = make_config(learning_rate=0.3, warmup_share=0.5, max_steps=200, probe=probe)
+    run = tmp_path / "run"
+    result = train(config, red_pairs, run, runtime, progress=silent)
+    assert result.stopped_early
+    assert result.steps < 60
+    assert [p.breach is not None for p in result.probes[-2:]] == [True, True]
+    assert result.best_step == result.saved_step < result.steps
+    assert result.reason is not None
+    assert result.reason.startswith(f"Stopped after step {result.steps} of 200, where ")
+    assert "malformed" in result.reason
+    # A collapse does not show where people look for it.
+    assert result.metrics["rewards/accuracies"] >= 0.5
+    # What is saved answers as the best probe did.
+    from training.evaluation import implicit_reward_accuracy
+
+    assert implicit_reward_accuracy(config, run, red_pairs).pairs == 24
+
+
+def test_a_policy_that_only_loses_is_given_back_as_the_reference(
+    make_config: MakeConfig, red_pairs: Path, runtime: TrainingRuntime, tmp_path: Path
+) -> None:
+    def never(
+        prompts: Sequence[Messages], responses: Sequence[str], references: Sequence[str]
+    ) -> list[float | None]:
+        return [0.0] * len(prompts)
+
+    probe = ProbeConfig(every=2, prompts=4, max_tokens=12, max_malformed=0.9, max_length_rate=0.9)
+    run = tmp_path / "run"
+    config = make_config(probe=probe)
+    result = train(config, red_pairs, run, runtime, never, progress=silent)
+    assert (result.stopped_early, result.steps, result.saved_step) == (True, 4, 0)
+    assert result.reason == (
+        "Stopped after step 4 of 16, where they win 0% against the reference (at least 35%); "
+        "the saved weights are those of the reference itself."
+    )
+    weights = saved_weights(run, result)
+    assert all(not tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+
+
+def test_a_model_that_breaks_the_thresholds_itself_is_not_trained(
+    make_config: MakeConfig, red_pairs: Path, tmp_path: Path
+) -> None:
+    config = make_config(probe=ProbeConfig(max_tokens=2, prompts=12))
+    with pytest.raises(InputError, match=r"before any training: .*raise probe.max_tokens"):
+        train(config, red_pairs, tmp_path / "run", progress=silent)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoints(
+    make_config: MakeConfig, red_pairs: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    config = make_config(learning_rate=1e25, probe=None)
+    run, each = tmp_path / "run", TrainingRuntime(log_steps=1, save_steps=1)
+    with pytest.raises(ServiceError, match=r"step \d+: the loss or its gradient is not a finite"):
+        train(config, red_pairs, run, each, progress=silent)
+    newest = RunFolder(run).newest_checkpoint()
+    assert newest is not None
+    weights = load_file(newest.folder / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    # The folder is a run still: it resumes, and says the same.
+    with pytest.raises(ServiceError, match="lower learning_rate"):
+        train(config, red_pairs, run, each, progress=silent)
+
+
+def test_a_run_on_four_bit_weights_learns_and_loads_again(
+    make_config: MakeConfig, red_pairs: Path, runtime: TrainingRuntime, tmp_path: Path
+) -> None:
+    from training.evaluation import implicit_reward_accuracy
+
+    config = make_config(weights="qlora", gradient_checkpointing=True, lora=LoraConfig(rank=4))
+    result = train(config, red_pairs, tmp_path / "run", runtime, progress=silent)
+    accuracy = implicit_reward_accuracy(config, tmp_path / "run", red_pairs)
+    # The evaluation is written apart from the trainer and reads the saved adapter.
+    assert accuracy.accuracy.value == pytest.approx(result.evaluation["eval_rewards/accuracies"])
+    assert accuracy.accuracy.value > 0.8
+
+
+def test_bfloat16_trains_full_weights_held_in_float32_and_saves_bfloat16(
+    make_config: MakeConfig, red_pairs: Path, runtime: TrainingRuntime, tmp_path: Path
+) -> None:
+    import torch
+
+    config = make_config(weights="full", dtype="bfloat16", max_steps=2, learning_rate=1e-4)
+    result = train(config, red_pairs, tmp_path / "run", runtime, progress=silent)
+    weights = saved_weights(tmp_path / "run", result)
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+def test_the_console_gets_one_readable_line_per_log_and_no_warnings(
+    make_config: MakeConfig,
+    red_pairs: Path,
+    runtime: TrainingRuntime,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    train(make_config(max_steps=4), red_pairs, tmp_path / "run", runtime)
+    out, err = capfd.readouterr()
+    starts = [line.split(":")[0] for line in (out + err).splitlines()]
+    assert starts == ["probe 0", "probe 4", "step 4/4", "step 4/4", "Done"]
+
+
+def test_the_configuration_can_be_read_without_the_heavy_libraries() -> None:
+    script = (
+        "import sys, training.dpo\n"
+        "print([m for m in ('torch', 'transformers', 'trl', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_run_has_one_length() -> None:
+    with pytest.raises(ValueError, match="epochs and max_steps are both given"):
+        DPOConfig(model="m", epochs=2, max_steps=10)
+    with pytest.raises(ValueError, match="save_steps 15 is not a multiple of log_steps 10"):
+        TrainingRuntime(save_steps=15)
+
+
+def test_what_the_run_is_can_be_read_from_its_folder(
+    whole: tuple[DPOConfig, Path, TrainingResult],
+) -> None:
+    config, run, result = whole
+    stored = json.loads((run / "config.json").read_text())
+    assert DPOConfig(**stored["config"]) == config
+    assert stored["fingerprint"] == result.fingerprint
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [4, 8, 12, 16]
+    assert {"rewards/chosen", "rewards/margins", "logps/chosen"} <= lines[-2].keys()

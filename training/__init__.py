@@ -1,0 +1,1 @@
+"""Finished datasets in, aligned models out."""

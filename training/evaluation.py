@@ -1,0 +1,159 @@
+"""What a finished run learnt, on held-out pairs: implicit reward accuracy, with its baseline.
+
+The implicit reward of an answer is β·[log π(answer) − log π_ref(answer)] (Rafailov et al. 2023).
+A policy that only learnt "longer is better" scores well on it too, so that rule is scored on the
+same pairs beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from preferences.errors import InputError
+from training import models
+from training.data import load_pairs
+
+if TYPE_CHECKING:
+    from training.dpo import DPOConfig
+
+Z95 = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of pairs with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class RewardAccuracy:
+    """How often the chosen answer is the better one; a tie counts half."""
+
+    pairs: int
+    prompts: int
+    accuracy: Share
+    """By the implicit reward."""
+    longer_wins: Share
+    """By the rule that the answer with more tokens is better."""
+
+
+def implicit_reward_accuracy(
+    config: DPOConfig, output: Path, dataset: Path, split: str = "test", batch_size: int = 8
+) -> RewardAccuracy:
+    """Score the weights a finished run left in `output` on a split of `dataset`."""
+    tokenizer = models.load_tokenizer(config.model, config.revision)
+    ends = models.end_tokens(config.model, config.revision, tokenizer)
+    pairs = load_pairs(dataset, split, tokenizer, ends=ends, max_length=config.max_length)
+    if pairs is None:
+        raise InputError(f"{dataset}: no data/{split}-*.parquet in it; name another split")
+    rows = [
+        (row["prompt_ids"], row[f"{answer}_ids"])
+        for row in pairs.rows
+        for answer in ("chosen", "rejected")
+    ]
+    with models.quiet_libraries():
+        policy, reference = _log_probs(config, output, rows, tokenizer.pad_token_id, batch_size)
+    rewards = [ours - theirs for ours, theirs in zip(policy, reference, strict=True)]
+    lengths = [float(len(answer)) for _, answer in rows]
+    clusters = list(pairs.rows["prompt_id"])
+    return RewardAccuracy(
+        pairs=len(clusters),
+        prompts=len(set(clusters)),
+        accuracy=clustered_share(_first_of_two_wins(rewards), clusters),
+        longer_wins=clustered_share(_first_of_two_wins(lengths), clusters),
+    )
+
+
+def clustered_share(scores: Sequence[float], clusters: Sequence[str]) -> Share:
+    """Mean of scores in [0, 1] with a 95 % Wilson interval that knows pairs share prompts.
+
+    The number of pairs is divided by the design effect (Kish 1965): the variance over clusters
+    against that of independent pairs. Where every score is 0 or every score is 1, or there is one
+    cluster, the number of clusters is taken.
+    """
+    n, groups = len(scores), sorted(set(clusters))
+    mean = sum(scores) / n
+    residuals = dict.fromkeys(groups, 0.0)
+    for score, cluster in zip(scores, clusters, strict=True):
+        residuals[cluster] += score - mean
+    independent = mean * (1 - mean) / n
+    effective = float(len(groups))
+    if len(groups) > 1 and independent > 0:
+        small_sample = len(groups) / (len(groups) - 1)
+        clustered = small_sample * sum(r * r for r in residuals.values()) / n**2
+        effective = n / max(1.0, clustered / independent)
+    centre = (mean + Z95**2 / (2 * effective)) / (1 + Z95**2 / effective)
+    spread = mean * (1 - mean) / effective + Z95**2 / (4 * effective**2)
+    half = Z95 * math.sqrt(spread) / (1 + Z95**2 / effective)
+    return Share(mean, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def answer_log_probs(
+    model: Any,
+    rows: Sequence[tuple[list[int], list[int]]],
+    pad: int,
+    batch_size: int,
+    bf16: bool = False,
+) -> list[float]:
+    """log π(answer | prompt) of each (prompt, answer), in nats, summed over the answer's tokens."""
+    import torch
+
+    device = model.device
+    sums: list[float] = []
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, bf16):
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            width = max(len(prompt) + len(answer) for prompt, answer in batch)
+            ids = torch.full((len(batch), width), pad, device=device)
+            present = torch.zeros_like(ids)
+            counted = torch.zeros_like(ids, dtype=torch.bool)
+            for i, (prompt, answer) in enumerate(batch):
+                end = len(prompt) + len(answer)
+                ids[i, :end] = torch.tensor(prompt + answer, device=device)
+                present[i, :end] = 1
+                counted[i, len(prompt) : end] = True
+            logits = model(input_ids=ids, attention_mask=present).logits[:, :-1].float()
+            tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+            sums += (tokens * counted[:, 1:]).sum(-1).tolist()
+    return sums
+
+
+def _log_probs(
+    config: DPOConfig,
+    output: Path,
+    rows: Sequence[tuple[list[int], list[int]]],
+    pad: int,
+    batch_size: int,
+) -> tuple[list[float], list[float]]:
+    """Of the policy and of the reference."""
+    import torch
+
+    bf16 = config.dtype == "bfloat16"
+    model = models.load_model(config.model, config.revision, config.weights, config.dtype)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    model.eval()
+    reference = answer_log_probs(model, rows, pad, batch_size, bf16)
+    if config.weights == "full":
+        del model
+        trained = models.load_model(str(output / "model"), None, "full", config.dtype)
+        trained = trained.to("cuda") if torch.cuda.is_available() else trained
+    else:
+        import peft
+
+        trained = peft.PeftModel.from_pretrained(model, str(output / "adapter"))
+    trained.eval()
+    return answer_log_probs(trained, rows, pad, batch_size, bf16), reference
+
+
+def _first_of_two_wins(values: Sequence[float]) -> list[float]:
+    """For values in pairs: 1 where the first is larger, 0 where the second is, 0.5 for a tie."""
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return [0.5 + 0.5 * ((a > b) - (a < b)) for a, b in pairs]

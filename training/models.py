@@ -1,0 +1,151 @@
+"""Loading what training starts from, and saying what is wrong with it before hours are spent."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from preferences.errors import InputError, MissingExtra
+
+Weights = Literal["lora", "qlora", "full"]
+Dtype = Literal["float32", "bfloat16"]
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+
+
+def require_libraries(weights: Weights, report_to: str) -> None:
+    """Raises MissingExtra if a library that this run needs is not installed."""
+    needed = (*LIBRARIES, "bitsandbytes") if weights == "qlora" else LIBRARIES
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if report_to != "none" and importlib.util.find_spec(report_to) is None:
+        raise MissingExtra(
+            f"report_to: {report_to} needs: pip install {report_to}; or say report_to: none"
+        )
+    if missing:
+        raise MissingExtra(
+            f"{weights} training needs {', '.join(missing)}: pip install pairwright[train]"
+        )
+
+
+def load_tokenizer(model: str, revision: str | None) -> Any:
+    """The model's tokenizer, able to render a conversation and to pad."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: no tokenizer can be loaded ({_first_line(error)})") from None
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{model}: its tokenizer has no chat template, so conversations cannot become tokens; "
+            "start from a model fine-tuned on chats, or put chat_template.jinja beside the weights"
+        )
+    if tokenizer.pad_token is None:
+        # Padding is masked by length wherever it is used here, so the end token may fill the gaps.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def end_tokens(model: str, revision: str | None, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: the tokenizer's and those of the model's generation config."""
+    from transformers import GenerationConfig
+
+    ends = {tokenizer.eos_token_id}
+    try:
+        more = GenerationConfig.from_pretrained(model, revision=revision or "main").eos_token_id
+    except OSError:
+        more = None  # old models have no generation config
+    ends |= set(more) if isinstance(more, list) else {more}
+    ends.discard(None)
+    if not ends:
+        raise InputError(f"{model}: neither tokenizer nor generation config names an end token")
+    return frozenset(ends)
+
+
+def load_model(model: str, revision: str | None, weights: Weights, dtype: Dtype) -> Any:
+    """The causal language model to train, on the one device there is.
+
+    Full weights are held in float32 whatever `dtype` computes in: an update of one millionth of a
+    weight is lost in bfloat16, which keeps three digits.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if torch.cuda.device_count() > 1:
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs are visible and training runs on one; "
+            "set CUDA_VISIBLE_DEVICES to the one to use"
+        )
+    options: dict[str, Any] = {"dtype": torch.float32 if weights == "full" else dtype}
+    if weights == "qlora":
+        from training.quantization import nf4
+
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        options |= {"quantization_config": nf4(dtype), "device_map": {"": device}}
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(model, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model}: cannot be loaded ({_first_line(error)})") from None
+    return loaded
+
+
+def save_model(policy: Any, tokenizer: Any, weights: Weights, dtype: Dtype, folder: Path) -> None:
+    """Weights (an adapter's alone, if there is one) and tokenizer, whole or not at all."""
+    import torch
+
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    if weights == "full":
+        # Computed in `dtype`, published in it: the float32 digits only mattered to the updates.
+        kind = getattr(torch, dtype)
+        state = {name: tensor.to(kind) for name, tensor in policy.state_dict().items()}
+        policy.save_pretrained(part, state_dict=state)
+    else:
+        policy.save_pretrained(part, save_embedding_layers=False)
+    tokenizer.save_pretrained(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Inside, transformers, trl and datasets say only what is an error.
+
+    Their bars and hints would bury our one line per log; what matters of them is checked or counted
+    by our own code. Usage pings to the Hub are off as well.
+    """
+    import datasets
+    import transformers
+    from huggingface_hub import constants
+
+    log: Any = transformers.logging
+    verbosity = log.get_verbosity()
+    bars = log.is_progress_bar_enabled()
+    dataset_bars = datasets.are_progress_bars_disabled()
+    telemetry = constants.HF_HUB_DISABLE_TELEMETRY
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    datasets.disable_progress_bars()
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        with warnings.catch_warnings():
+            # peft looks for the base model's config on the Hub each time it saves, and says so.
+            warnings.filterwarnings("ignore", message="Could not find a config file in")
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+        if not dataset_bars:
+            datasets.enable_progress_bars()
+        constants.HF_HUB_DISABLE_TELEMETRY = telemetry
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

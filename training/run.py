@@ -1,0 +1,259 @@
+"""The folder of one training run: what it is, how far it came, what came out.
+
+config.json      configuration and dataset fingerprint, written first
+metrics.jsonl    one line per log or probe
+samples.jsonl    what the policy answered in every probe
+dropped.jsonl    pairs that were not trained on, with the reason
+checkpoint-40/   weights, optimizer and random state; complete when `complete.json` is in it
+best/step-40/    the best probe's weights so far, as they would be published
+adapter/ model/  the trained weights
+result.json      written last: its existence means the run is finished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from preferences.config import Config
+from preferences.errors import InputError
+from preferences.fingerprint import canonical_json, file_fingerprint, fingerprint
+from preferences.records import Dropped
+from training.data import SplitCounts
+from training.probe import Probe
+
+CHECKPOINTS_KEPT = 2
+"""The newest can be torn by a crash while it is written, so the one before it stays."""
+
+JOURNALS = ("metrics.jsonl", "samples.jsonl")
+
+
+class TrainingRuntime(Config):
+    """Where and how a run goes. Nothing here changes the weights or bears identity."""
+
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where metrics also go, beside `metrics.jsonl` and the console."""
+    log_steps: int = Field(10, ge=1)
+    """Steps between two lines of metrics."""
+    save_steps: int = Field(100, ge=1)
+    """Steps between two checkpoints, a multiple of `log_steps`; a crash loses at most so many."""
+
+    @model_validator(mode="after")
+    def _save_on_a_log(self) -> Self:
+        # A checkpoint between two logs would lose the half-gathered averages, and the metrics of an
+        # interrupted run would differ from those of an uninterrupted one.
+        if self.save_steps % self.log_steps:
+            raise ValueError(
+                f"save_steps {self.save_steps} is not a multiple of log_steps {self.log_steps}"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a finished run did, as in `result.json`."""
+
+    fingerprint: str
+    """Identity of configuration and dataset."""
+    method: str
+    model: str
+    """What training started from; also the reference."""
+    weights: str
+    saved: str
+    """The folder with the trained weights, inside the run's: `adapter` or `model`."""
+    saved_step: int
+    """The step the saved weights are from; 0 is the reference itself."""
+    steps: int
+    planned_steps: int
+    stopped_early: bool
+    reason: str | None
+    """Why the run stopped early or did not save its last step, in one sentence."""
+    best_step: int | None
+    """The best probe's step; None where nothing was probed."""
+    probes: tuple[Probe, ...]
+    train: SplitCounts
+    test: SplitCounts | None
+    trainable_parameters: int
+    metrics: dict[str, float]
+    """The last training metrics."""
+    evaluation: dict[str, float]
+    """The last metrics on the held-out pairs; empty where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint, safe to resume from."""
+
+    step: int
+    folder: Path
+    probes: tuple[Probe, ...]
+
+
+class RunFolder:
+    """A run's files. Everything that decides whether to resume is here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def best(self) -> Path:
+        """The folder of the best probes' weights."""
+        return self.path / "best"
+
+    @contextlib.contextmanager
+    def claimed(self, config: Config, data: str) -> Iterator[str]:
+        """Hold the folder for this process; yields the run's fingerprint.
+
+        Raises InputError if the folder belongs to another configuration or dataset, to something
+        that is no run, or to a process that is training in it now.
+        """
+        from filelock import FileLock, Timeout
+
+        identity = fingerprint({"config": config.model_dump(mode="json"), "data": data})
+        # Asked before the lock is taken, whose file would make every folder look used.
+        strangers = [] if not self.path.exists() else sorted(p.name for p in self.path.iterdir())
+        if strangers not in ([], [".lock"]) and not (self.path / "config.json").exists():
+            raise InputError(
+                f"{self.path}: not a training run (it has {strangers[0]} and no config.json); "
+                "choose an empty folder"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                self._same_run(config, data, identity)
+                yield identity
+        except Timeout:
+            raise InputError(
+                f"{self.path}: another process is training here; wait for it or choose another"
+            ) from None
+
+    def _same_run(self, config: Config, data: str, identity: str) -> None:
+        file = self.path / "config.json"
+        values = config.model_dump(mode="json")
+        if not file.exists():
+            write_json(file, {"fingerprint": identity, "data": data, "config": values})
+            return
+        before = json.loads(file.read_text())
+        if before["fingerprint"] == identity:
+            return
+        changed = [
+            f"{key} was {before['config'].get(key)!r} and is {value!r}"
+            for key, value in values.items()
+            if before["config"].get(key) != value
+        ]
+        changed = changed or ["the dataset changed" if before["data"] != data else "it changed"]
+        raise InputError(
+            f"{self.path}: holds another run ({'; '.join(changed)}); "
+            "choose another folder, or delete this one to start again"
+        )
+
+    def result(self) -> TrainingResult | None:
+        """The finished run's result, or None."""
+        file = self.path / "result.json"
+        if not file.exists():
+            return None
+        return TypeAdapter(TrainingResult).validate_json(file.read_text())
+
+    def finish(self, result: TrainingResult) -> None:
+        """Write the result, last; what only an unfinished run needs goes away."""
+        write_json(self.path / "result.json", dataclasses.asdict(result))
+        for folder in [*self.path.glob("checkpoint-*"), self.best]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def complete(self, step: int, probes: tuple[Probe, ...], best_step: int | None) -> None:
+        """Mark the checkpoint of `step` complete; then older ones and surpassed weights may go."""
+        folder = self.path / f"checkpoint-{step}"
+        files = {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.is_file()}
+        value = {
+            "step": step,
+            "files": files,
+            "best_step": best_step,
+            "probes": [dataclasses.asdict(probe) for probe in probes],
+        }
+        write_json(folder / "complete.json", value)
+        for old in self._checkpoint_folders()[CHECKPOINTS_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+        for weights in self.best.glob("step-*"):
+            if weights.name != f"step-{best_step}":
+                shutil.rmtree(weights, ignore_errors=True)
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint all of whose files are there in full, or None."""
+        for folder in self._checkpoint_folders():
+            try:
+                mark = json.loads((folder / "complete.json").read_text())
+                sizes = {name: (folder / name).stat().st_size for name in mark["files"]}
+            except (OSError, ValueError, KeyError):
+                continue
+            best = mark["best_step"]
+            if sizes == mark["files"] and (best is None or (self.best / f"step-{best}").is_dir()):
+                probes = TypeAdapter(tuple[Probe, ...]).validate_python(mark["probes"])
+                return Checkpoint(mark["step"], folder, probes)
+        return None
+
+    def _checkpoint_folders(self) -> list[Path]:
+        """Newest first, complete or not."""
+        steps = {int(p.name.split("-")[1]): p for p in self.path.glob("checkpoint-*") if p.is_dir()}
+        return [steps[step] for step in sorted(steps, reverse=True)]
+
+    def write_dropped(self, splits: Mapping[str, Sequence[Dropped]]) -> None:
+        """Write the pairs that are not trained on, by split, into `dropped.jsonl`."""
+        lines = [
+            json.dumps({"split": split, **dataclasses.asdict(drop)}, ensure_ascii=False) + "\n"
+            for split, dropped in splits.items()
+            for drop in dropped
+        ]
+        write_text(self.path / "dropped.jsonl", "".join(lines))
+
+    def append(self, journal: str, line: Mapping[str, Any]) -> None:
+        """Add one line to `metrics.jsonl` or `samples.jsonl`."""
+        with (self.path / journal).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def cut_back(self, step: int) -> None:
+        """Forget what was logged after `step`: the resumed run does it again."""
+        for journal in JOURNALS:
+            file = self.path / journal
+            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            kept = [line for line in lines if _step_of(line) <= step]
+            write_text(file, "".join(line + "\n" for line in kept))
+
+
+def dataset_fingerprint(dataset: Path) -> str:
+    """Content identity of a dataset folder's Parquet files, in the order of their names."""
+    files = sorted((dataset / "data").glob("*.parquet"))
+    if not files:
+        raise InputError(f"{dataset}: no data/train-*.parquet in it; give a preference dataset")
+    identities = []
+    for file in files:
+        with file.open("rb") as stream:
+            identities.append([file.name, file_fingerprint(stream)])
+    return fingerprint(identities)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """`value` into `file`, whole or not at all."""
+    json.loads(canonical_json(value))  # refuses NaN, which is not JSON
+    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """`text` into `file`, whole or not at all."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return float("inf")  # torn by the crash
