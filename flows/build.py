@@ -11,7 +11,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows import stages
 from flows.events import dataset_finished
 from flows.plan import make_plan
-from flows.progress import Progress
+from flows.progress import current
 from flows.recipe import Recipe, load_recipe
 from flows.stages import Make, Run
 from preferences.errors import ServiceError
@@ -23,14 +23,13 @@ def build(
     recipe: str,
     settings: dict[str, str] | None = None,
     store: str | None = None,
-    progress: Progress | None = None,
 ) -> str:
     """Make the dataset of a recipe file; returns the dataset's address.
 
     What is done is not done again; a finished dataset emits `preference-dataset.finished`.
     """
     loaded = load_recipe(recipe, settings, dataset_only=True)
-    run = start(loaded, store, progress)
+    run = start(loaded, store)
     text = Path(recipe).read_text(encoding="utf-8")
     new = run.store.manifest(run.plan.dataset) is None
     if new:
@@ -44,11 +43,9 @@ def build(
     return address
 
 
-def start(recipe: Recipe, store: str | None, progress: Progress | None) -> Run:
+def start(recipe: Recipe, store: str | None) -> Run:
     """A run whose stages are Prefect tasks, one for each shard."""
-    return Run(
-        make_plan(recipe), Store(store or recipe.runtime.store), progress or Progress(), as_task
-    )
+    return Run(make_plan(recipe), Store(store or recipe.runtime.store), current(), as_task)
 
 
 def as_task(name: str, make: Make) -> Make:

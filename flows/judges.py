@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from generation.opening import open_engine
-
 from flows.plan import engine_config, judge_identity
 from flows.progress import Advance
 from flows.recipe import AskableJudge, JudgeConfig
@@ -14,6 +12,7 @@ from generation.deferred import deferred
 from generation.engine import EngineRuntime
 from generation.journalled import JournalledEngine
 from generation.models import model_identity, weights_identity
+from generation.opening import open_engine
 from judging.imported import ImportedJudgments
 from judging.judge import Group, Judge
 from judging.pairwise import PairwiseJudge, pairwise

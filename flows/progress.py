@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TextIO
 
@@ -26,6 +27,8 @@ from preferences.store import Manifest
 
 LINE_SECONDS = 15.0
 """Between two lines where there is no terminal."""
+SOME = 50
+"""Fewer replies than this say nothing of the time left: the first waits for the engine's start."""
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Advance:
     recorded: int = 0
     cost: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    stopped: float | None = None
 
     def by(self, count: int) -> None:
         """So many more are done."""
@@ -52,7 +56,8 @@ class Advance:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        """From the stage's start to its end, or to now."""
+        return (self.stopped or time.monotonic()) - self.started
 
     @property
     def rate(self) -> float:
@@ -62,7 +67,7 @@ class Advance:
     def words(self) -> str:
         """`1,200 of 6,000 judgments, 310/s, 15 s left, $0.12`."""
         parts = [f"{self.done:,} of {self.total:,} {self.unit}", f"{self.rate:,.0f}/s"]
-        if self.rate and self.done < self.total:
+        if self.done - self.recorded > SOME and self.done < self.total:
             parts.append(f"{(self.total - self.done) / self.rate:,.0f} s left")
         if self.cost:
             parts.append(f"cost {self.cost:,.2f}")
@@ -88,6 +93,7 @@ class Progress:
         self.timings[name] = advance
         with advance.shown():
             yield advance
+        advance.stopped = time.monotonic()
         if self.style == "json":
             self.event("stage", name=name, done=advance.done, seconds=round(advance.seconds, 2))
 
@@ -110,6 +116,24 @@ class Progress:
     def event(self, kind: str, **values: Any) -> None:
         """A line for a machine."""
         print(json.dumps({"event": kind, **values}), file=self._stream, flush=True)
+
+
+_CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
+
+
+def current() -> Progress:
+    """Who is told how the work of this process goes: whoever `telling` named, or else nobody."""
+    return _CURRENT.get() or Progress()
+
+
+@contextmanager
+def telling(progress: Progress) -> Iterator[None]:
+    """Tell `progress` of all work in this block."""
+    token = _CURRENT.set(progress)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
 
 
 class _Shown(Advance):

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from generation.opening import open_engine
-
 from flows.judges import calls, opened_judge
 from flows.plan import Plan, engine_config
 from flows.progress import Progress
@@ -28,9 +26,10 @@ from generation.deferred import deferred
 from generation.engine import EngineRuntime
 from generation.journalled import JournalledEngine
 from generation.models import model_identity
+from generation.opening import open_engine
 from generation.prompts import load_prompts
-from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
 from judging.agreement import judge_facts
+from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
 from judging.judge import Group
 from judging.ranking import rank, win_probability
 from preferences.assembly import assemble, to_triplets
@@ -236,9 +235,7 @@ def make_dataset(run: Run, recipe_text: str) -> None:
             )
     made = (a for _, a in run.plan.artifacts if a.stage not in AFTER)
     before = [m for a in made if (m := run.store.manifest(a)) is not None]
-    card = dataset_card(
-        recipe.name, recipe.description, recipe.license, sides, before, recipe_text
-    )
+    card = dataset_card(recipe.name, recipe.description, recipe.license, sides, before, recipe_text)
     run.store.write_text(f"{folder}/README.md", card)
     manifest = Manifest(
         stage=artifact.stage,

@@ -25,6 +25,7 @@ from preferences.errors import ServiceError
 from preferences.fingerprint import fingerprint
 from preferences.records import Candidate, Messages
 from preferences.store import Artifact, Manifest, Shard, Store
+from training.probe import Scorer
 
 
 def train_model(
@@ -55,12 +56,12 @@ def train_model(
             stage=model.stage,
             fingerprint=model.fingerprint,
             name=f"{recipe.name} aligned",
-            rows=summary["train"]["kept"] if "kept" in summary["train"] else 0,
+            rows=finished.rows if finished else 0,
             dropped=0,
             parts=(summary["saved"],),
             inputs=(str(dataset),),
             config=recipe.model_dump(mode="json", include={"alignment"}),
-            summary={**summary, "dataset_rows": finished.rows if finished else 0},
+            summary=summary,
         )
         store.finish(model, manifest)
         progress.finished(manifest)
@@ -108,11 +109,8 @@ def _train(recipe_json: str, dataset: str, output: str, store_url: str) -> dict[
     return {**dataclasses.asdict(result), "held_out": dataclasses.asdict(accuracy)}
 
 
-Score = Callable[[Sequence[Messages], Sequence[str], Sequence[str]], list[float | None]]
-
-
 @contextmanager
-def _scorer(recipe: Recipe, store: Store) -> Iterator[Score | None]:
+def _scorer(recipe: Recipe, store: Store) -> Iterator[Scorer | None]:
     """The recipe's judge, as training wants it: P(each answer beats the reference's)."""
     config = recipe.askable_judge()
     if config is None:
@@ -137,9 +135,7 @@ def _scorer(recipe: Recipe, store: Store) -> Iterator[Score | None]:
             # An empty answer says nothing that could be judged; it loses to one that does.
             told = [g for g in groups if all(c.response.strip() for c in g.candidates)]
             with judge_for(everything) as ask:
-                found = dict(
-                    zip(map(id, told), win_probabilities(told, ask(told)), strict=True)
-                )
+                found = dict(zip(map(id, told), win_probabilities(told, ask(told)), strict=True))
             return [found.get(id(g), _by_emptiness(g)) for g in groups]
 
         yield score
@@ -148,7 +144,7 @@ def _scorer(recipe: Recipe, store: Store) -> Iterator[Score | None]:
 def _pair(messages: Messages, response: str, reference: str) -> Group:
     prompt = make_prompt(messages, "held-out prompt")
     ours, theirs = (
-        Candidate(fingerprint([prompt.prompt_id, who, text]), prompt.prompt_id, who, text, "complete")
+        Candidate(f"{who} {fingerprint(text)}", prompt.prompt_id, who, text, "complete")
         for who, text in (("policy", response), ("reference", reference))
     )
     return Group(prompt, (ours, theirs))

@@ -35,7 +35,11 @@ def open_engine(config: EngineConfig, runtime: EngineRuntime) -> Iterator[Engine
             _need("openai", 'asking an endpoint needs: pip install "openai>=2"')
             from generation.openai_engine import OpenAIEngine
 
-            yield OpenAIEngine(config, runtime)
+            endpoint = OpenAIEngine(config, runtime)
+            try:
+                yield endpoint
+            finally:
+                endpoint.close()
         case "transformers":
             for package in ("transformers", "torch", *(("peft",) if config.adapter else ())):
                 _need(package, 'transformers generation needs: pip install "pairwright[train]"')

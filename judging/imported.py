@@ -253,9 +253,7 @@ def _said_verdict(config: ImportedJudgments, place: str, row: Row) -> dict[str, 
     verdict = text_column(row, config.columns.verdict, place)
     known: dict[str, Verdict] = {"first": "first", "second": "second", "tie": "tie"}
     if verdict not in known:
-        raise InputError(
-            f"{place}: no verdict {verdict!r}; {suggestion(verdict, known)}"
-        )
+        raise InputError(f"{place}: no verdict {verdict!r}; {suggestion(verdict, known)}")
     return {"verdict": known[verdict]}
 
 

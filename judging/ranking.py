@@ -110,8 +110,7 @@ def fit(wins: Array) -> tuple[Array, Array]:
         if longest.max(initial=0.0) < TOLERANCE:
             break
     _, precision = _derivatives(wins, games, theta, identity)
-    covariance: Array = np.linalg.inv(precision)
-    return theta, covariance
+    return theta, np.asarray(np.linalg.inv(precision), dtype=np.float64)
 
 
 def _derivatives(wins: Array, games: Array, theta: Array, identity: Array) -> tuple[Array, Array]:

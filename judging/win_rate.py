@@ -11,9 +11,7 @@ from preferences.estimate import Estimate, clustered_mean
 from preferences.records import Judgment
 
 
-def win_probabilities(
-    groups: Sequence[Group], judgments: Iterable[Judgment]
-) -> list[float | None]:
+def win_probabilities(groups: Sequence[Group], judgments: Iterable[Judgment]) -> list[float | None]:
     """P(the first candidate beats the second) for groups of two: the mean over both orders.
 
     None for a group of which no judgment could be read.
@@ -36,13 +34,10 @@ def win_probabilities(
     return found
 
 
-def win_rate(
-    groups: Sequence[Group], probabilities: Sequence[float | None]
-) -> Estimate | None:
+def win_rate(groups: Sequence[Group], probabilities: Sequence[float | None]) -> Estimate | None:
     """The mean win probability with a 95 % interval clustered by prompt."""
     return clustered_mean(
         (group.prompt.prompt_id, probability)
         for group, probability in zip(groups, probabilities, strict=True)
         if probability is not None
     )
-

@@ -75,7 +75,7 @@ def dataset_card(
     blocks = [
         _front_matter(license, sides),
         f"# {name}",
-        description or "Preference pairs: a prompt, an answer to prefer, an answer to prefer it to.",
+        description or "Preference pairs: a prompt, an answer to prefer, and one to prefer it to.",
         "## Contents",
         _contents(sides),
         "## How it was made",
@@ -107,8 +107,8 @@ def _front_matter(license: str | None, sides: Mapping[str, DatasetFacts | None])
     lines = ["---"]
     if license:
         lines.append(f"license: {license}")
-    lines += ["tags:", "- preference", "- dpo", "- pairwright", "configs:", "- config_name: default"]
-    lines.append("  data_files:")
+    lines += ["tags:", "- preference", "- dpo", "- pairwright"]
+    lines += ["configs:", "- config_name: default", "  data_files:"]
     for split, facts in sides.items():
         if facts is not None:
             lines += [f"  - split: {split}", f"    path: data/{split}-*.parquet"]
@@ -128,7 +128,7 @@ def _contents(sides: Mapping[str, DatasetFacts | None]) -> str:
         for split, facts in sides.items()
         if facts is not None
     ]
-    header = ["split", "pairs", "prompts", "mean probability", "chosen is longer", "mean characters"]
+    header = ["split", "pairs", "prompts", "mean probability", "chosen longer", "mean characters"]
     return markdown_table(header, rows)
 
 

@@ -66,7 +66,7 @@ def make_prompt(
         raise InputError(f"{place}: the prompt is empty; remove the row")
     if messages[-1].role not in ("user", "tool"):
         raise InputError(
-            f"{place}: the conversation ends with the {messages[-1].role}; it must end with the user"
+            f"{place}: the conversation ends with the {messages[-1].role}, not with the user"
         )
     return Prompt(prompt_identity(messages), messages, place, source_id, category, reference)
 

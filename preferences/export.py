@@ -23,7 +23,7 @@ the same as texts; `kto`: a row an answer, with a label."""
 FORMS: tuple[str, ...] = get_args(Form)
 
 
-def export(dataset: Path, output: Path, form: str) -> dict[str, int]:
+def export(dataset: Path, output: Path, form: str, name: str) -> dict[str, int]:
     """Write a finished dataset to a folder in another form; returns the rows of each split.
 
     The folder loads with `datasets.load_dataset(folder)`.
@@ -50,7 +50,7 @@ def export(dataset: Path, output: Path, form: str) -> dict[str, int]:
         if form != "conversational":
             front, _, _ = card.partition("\n# ")
             table = markdown_table(["split", "rows"], [[s, f"{n:,}"] for s, n in counts.items()])
-            card = f"{front}\n# {dataset.name}, {form} form\n\n{table}\n"
+            card = f"{front}\n# {name}, {form} form\n\n{table}\n"
         (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.rename(output)
     finally:

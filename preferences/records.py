@@ -210,7 +210,7 @@ def from_table(record: type[RecordT], table: pa.Table) -> list[RecordT]:
     version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
     if version != str(SCHEMA_VERSION):
         raise ValueError(
-            f"{record.__name__} rows of schema version {version}, not {SCHEMA_VERSION}; make them anew"
+            f"{record.__name__}: schema version {version}, not {SCHEMA_VERSION}; make it anew"
         )
     columns = [
         [_uncell(cell, field.type) for cell in table.column(field.name).to_pylist()]

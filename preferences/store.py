@@ -141,8 +141,9 @@ class Store:
         text = self.read_text(f"{self.folder(artifact)}/manifest.json")
         if text is None:
             return None
-        values: dict[str, Any] = json.loads(text)
-        return Manifest(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values = json.loads(text)
+        values["parts"], values["inputs"] = tuple(values["parts"]), tuple(values["inputs"])
+        return Manifest(**values)
 
     def finish(self, artifact: Artifact, manifest: Manifest) -> None:
         """Declare an artifact complete. Nothing in it changes after this."""

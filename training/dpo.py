@@ -9,7 +9,6 @@ there, exact resume, and held-out sampling that stops a run which decays.
 
 from __future__ import annotations
 
-import functools
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -17,23 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from preferences.config import Config
-from preferences.errors import InputError, ServiceError
+from preferences.errors import InputError
 from training import adapters, models, quantization
 from training.adapters import LoraConfig
 from training.data import Pairs, load_pairs
 from training.models import Dtype, Weights
-from training.probe import ProbeConfig, Scorer, WellFormed
+from training.probe import ProbeConfig, Scorer, WellFormed, step_to_save
 from training.run import (
-    Checkpoint,
     RunFolder,
     TrainingResult,
     TrainingRuntime,
     dataset_fingerprint,
 )
-from training.sampling import sample
 
 if TYPE_CHECKING:
-    from training.hooks import Prober, ProgressFn, Recorder
+    from training.hooks import ProgressFn
 
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -116,6 +113,7 @@ def train(
         finished = run.result()
         if finished is not None:
             return finished
+        from training import hooks
 
         # Data first: it needs no weights, and most mistakes show in it.
         tokenizer = models.load_tokenizer(config.model, config.revision)
@@ -126,14 +124,18 @@ def train(
         trainer = build_trainer(config, runtime, output, pairs, held_out)
         checkpoint = run.newest_checkpoint()
         run.cut_back(checkpoint.step if checkpoint else -1)
-        recorder, prober = _watch(trainer, config, run, held_out, scorer, well_formed, progress)
+        recorder, prober = hooks.watch(
+            trainer, config, run, held_out, scorer, well_formed, progress
+        )
         if prober is not None:
             prober.start(checkpoint.probes if checkpoint else ())
-        _run(trainer, config, checkpoint, recorder)
+        hooks.run_trainer(trainer, config, checkpoint, recorder)
 
         # Save: the last step's weights, or the best probe's where the last one was bad.
         steps, planned = trainer.state.global_step, trainer.state.max_steps
-        saved_step, reason = _which_step(prober, steps, planned)
+        saved_step, reason = steps, None
+        if prober is not None:
+            saved_step, reason = step_to_save(prober.probes, prober.best(), planned)
         saved = output / ("model" if config.weights == "full" else "adapter")
         if saved_step == steps:
             models.save_model(trainer.model, tokenizer, config.weights, config.dtype, saved)
@@ -259,74 +261,7 @@ def _arguments(config: DPOConfig, runtime: TrainingRuntime, output: Path, evalua
         report_to=["wandb"] if runtime.report_to == "wandb" else [],
         run_name=output.name,
         disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),  # or bfloat16 is refused there
         dataloader_pin_memory=torch.cuda.is_available(),
         **length,
     )
-
-
-def _watch(
-    trainer: Any,
-    config: DPOConfig,
-    run: RunFolder,
-    held_out: Pairs | None,
-    scorer: Scorer | None,
-    well_formed: WellFormed | None,
-    progress: ProgressFn | None,
-) -> tuple[Recorder, Prober | None]:
-    """Hang what probes, records and guards the run into the trainer, in this order: a checkpoint
-    holds the probe of its own step."""
-    from training.hooks import FiniteGradients, Prober, Recorder
-
-    tokenizer = trainer.processing_class
-    recorder = Recorder(run, progress)
-    if config.probe is not None and held_out is not None:
-        prompts = held_out.prompts[: config.probe.prompts]
-        draw = functools.partial(
-            sample,
-            trainer.model,
-            tokenizer,
-            [prompt.ids for prompt in prompts],
-            ends=models.end_tokens(config.model, config.revision, tokenizer),
-            max_tokens=config.probe.max_tokens,
-            temperature=config.probe.temperature,
-            seed=config.seed,
-            batch_size=config.probe.batch_size,
-            bf16=config.dtype == "bfloat16",
-        )
-        save = functools.partial(
-            models.save_model, trainer.model, tokenizer, config.weights, config.dtype
-        )
-        recorder.prober = Prober(
-            config.probe, run, prompts, draw, save, scorer, well_formed, recorder.say
-        )
-        trainer.add_callback(recorder.prober)
-    trainer.add_callback(recorder)
-    trainer.add_callback(FiniteGradients())
-    return recorder, recorder.prober
-
-
-def _run(
-    trainer: Any, config: DPOConfig, checkpoint: Checkpoint | None, recorder: Recorder
-) -> None:
-    import torch
-
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
-    except torch.OutOfMemoryError:
-        raise ServiceError(
-            f"out of memory with {config.batch_size} pairs of up to {config.max_length} tokens; in "
-            "another folder, halve batch_size and double accumulation, which trains the same"
-        ) from None
-    finally:
-        recorder.bar.stop()
-
-
-def _which_step(prober: Prober | None, steps: int, planned: int) -> tuple[int, str | None]:
-    """The step whose weights to save, and why if it is not the last planned one."""
-    if prober is None or prober.probes[-1].breach is None:
-        return steps, None
-    last, best = prober.probes[-1], prober.best()
-    assert best is not None  # the reference at step 0 keeps every threshold
-    kept = "the reference itself" if best.step == 0 else f"step {best.step}, the best probe"
-    ended = f"Stopped after step {steps} of {planned}" if steps < planned else "Ended"
-    return best.step, f"{ended}, where {last.breach}; the saved weights are those of {kept}."

@@ -5,10 +5,11 @@ This module imports trl and transformers at its head, so it is imported inside f
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -25,20 +26,16 @@ from rich.text import Text
 from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from preferences.errors import InputError, ServiceError
-from training.data import HeldOutPrompt
-from training.probe import (
-    Probe,
-    ProbeConfig,
-    Scorer,
-    WellFormed,
-    best_probe,
-    malformed_reason,
-    measure,
-    must_stop,
-)
-from training.run import RunFolder
-from training.sampling import Sample
+from preferences.errors import ServiceError
+from training import models
+from training.data import Pairs
+from training.probe import Scorer, WellFormed
+from training.prober import Prober
+from training.run import Checkpoint, RunFolder
+from training.sampling import sample
+
+if TYPE_CHECKING:
+    from training.dpo import DPOConfig
 
 ProgressFn = Callable[[int, int, Mapping[str, float]], None]
 """Told after every step: the step, how many there are, and the newest metrics."""
@@ -152,105 +149,67 @@ class Recorder(TrainerCallback):
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-class Prober(TrainerCallback):
-    """Samples the policy on held-out prompts every so often and stops a run that decays."""
-
-    def __init__(
-        self,
-        config: ProbeConfig,
-        run: RunFolder,
-        prompts: Sequence[HeldOutPrompt],
-        draw: Callable[[], list[Sample]],
-        save: Callable[[Path], None],
-        scorer: Scorer | None,
-        well_formed: WellFormed | None,
-        say: Callable[[str], None],
-    ) -> None:
-        """`draw` samples the policy as it is now; `save` writes its weights into a folder."""
-        self.config, self.run, self.prompts = config, run, prompts
-        self.draw, self.save = draw, save
-        self.scorer, self.well_formed = scorer, well_formed
-        self.references: list[Sample] = []
-        self.probes: list[Probe] = []
-        self.say = say
-
-    def start(self, probes: Sequence[Probe]) -> None:
-        """Sample the reference, which the policy still is; `probes` are those of a resumed run.
-
-        Raises InputError if the reference itself breaks a threshold: then none could be kept.
-        """
-        self.references = self.draw()
-        self.probes = list(probes)
-        if not self.probes:
-            self._probe(0, self.references)
-            breach = self.probes[0].breach
-            if breach is not None:
-                raise InputError(
-                    f"the model breaks probe thresholds before any training: {breach}; "
-                    "raise probe.max_tokens or the thresholds, or start from a better model"
-                )
-
-    def best(self) -> Probe | None:
-        """The probe whose weights are in the run's `best` folder."""
-        return best_probe(self.probes, scored=self.scorer is not None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Probe if it is time, and stop the run if the last probes were all bad."""
-        step = state.global_step
-        if step % self.config.every and step < state.max_steps:
-            return
-        self._probe(step, self.draw())
-        if must_stop(self.config, self.probes):
-            control.should_training_stop = True
-
-    def _probe(self, step: int, samples: Sequence[Sample]) -> None:
-        messages = [prompt.messages for prompt in self.prompts]
-        pairs = zip(messages, samples, strict=True)
-        reasons = [malformed_reason(asked, sample, self.well_formed) for asked, sample in pairs]
-        wins = self._judge(step, messages, samples)
-        probe = measure(self.config, step, messages, samples, self.references, reasons, wins)
-        self.probes.append(probe)
-        if self.best() is probe:
-            self.save(self.run.best / f"step-{step}")
-        self._record(probe, samples, reasons, wins)
-
-    def _judge(
-        self, step: int, messages: list[Any], samples: Sequence[Sample]
-    ) -> Sequence[float | None]:
-        if self.scorer is None:
-            return [None] * len(samples)
-        if step == 0:
-            return [0.5] * len(samples)  # the reference against itself
-        responses = [sample.text for sample in samples]
-        return self.scorer(messages, responses, [sample.text for sample in self.references])
-
-    def _record(
-        self,
-        probe: Probe,
-        samples: Sequence[Sample],
-        reasons: Sequence[str | None],
-        wins: Sequence[float | None],
-    ) -> None:
-        facts = {name: getattr(probe, name) for name in probe.__slots__ if name != "step"}
-        self.run.append("metrics.jsonl", {"step": probe.step, "probe": facts})
-        for prompt, sample, reason, win in zip(self.prompts, samples, reasons, wins, strict=True):
-            line = {"step": probe.step, "prompt_id": prompt.prompt_id, "response": sample.text}
-            self.run.append("samples.jsonl", {**line, "malformed": reason, "win": win})
-        wins_in_words = "" if probe.win_rate is None else f", wins {probe.win_rate:.0%}"
-        if probe.win_rate_error is not None:
-            wins_in_words += f" ± {1.96 * probe.win_rate_error:.0%} against the reference"
-        self.say(
-            f"probe {probe.step}: malformed {probe.malformed:.0%}, cut {probe.length_rate:.0%}, "
-            f"{probe.mean_tokens:.0f} tokens (reference {probe.reference_mean_tokens:.0f})"
-            f"{wins_in_words}{' — ' + probe.breach if probe.breach else ''}"
-        )
-
-
 class _Rate(ProgressColumn):
     """Steps a second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.2g} steps/s" if task.speed else "")
+
+
+def watch(
+    trainer: Any,
+    config: DPOConfig,
+    run: RunFolder,
+    held_out: Pairs | None,
+    scorer: Scorer | None,
+    well_formed: WellFormed | None,
+    progress: ProgressFn | None,
+) -> tuple[Recorder, Prober | None]:
+    """Hang what probes, records and guards the run into the trainer.
+
+    In this order, so that a checkpoint holds the probe of its own step.
+    """
+    tokenizer = trainer.processing_class
+    recorder = Recorder(run, progress)
+    if config.probe is not None and held_out is not None:
+        prompts = held_out.prompts[: config.probe.prompts]
+        draw = functools.partial(
+            sample,
+            trainer.model,
+            tokenizer,
+            [prompt.ids for prompt in prompts],
+            ends=models.end_tokens(config.model, config.revision, tokenizer),
+            max_tokens=config.probe.max_tokens,
+            temperature=config.probe.temperature,
+            seed=config.seed,
+            batch_size=config.probe.batch_size,
+            bf16=config.dtype == "bfloat16",
+        )
+        save = functools.partial(
+            models.save_model, trainer.model, tokenizer, config.weights, config.dtype
+        )
+        recorder.prober = Prober(
+            config.probe, run, prompts, draw, save, scorer, well_formed, recorder.say
+        )
+        trainer.add_callback(recorder.prober)
+    trainer.add_callback(recorder)
+    trainer.add_callback(FiniteGradients())
+    return recorder, recorder.prober
+
+
+def run_trainer(
+    trainer: Any, config: DPOConfig, checkpoint: Checkpoint | None, recorder: Recorder
+) -> None:
+    """Train to the end, from the checkpoint if there is one; ServiceError if memory runs out."""
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
+    except torch.OutOfMemoryError:
+        raise ServiceError(
+            f"out of memory with {config.batch_size} pairs of up to {config.max_length} tokens; in "
+            "another folder, halve batch_size and double accumulation, which trains the same"
+        ) from None
+    finally:
+        recorder.bar.stop()
 
 
 def report_to(trainer: Any, service: str, output: Path) -> None:
@@ -261,4 +220,4 @@ def report_to(trainer: Any, service: str, output: Path) -> None:
         from transformers.integrations.integration_utils import TensorBoardCallback
 
         writer = SummaryWriter(str(output / "tensorboard"))
-        trainer.add_callback(TensorBoardCallback(writer))
+        trainer.add_callback(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]

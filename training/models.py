@@ -81,6 +81,8 @@ def load_model(model: str, revision: str | None, weights: Weights, dtype: Dtype)
             f"{torch.cuda.device_count()} GPUs are visible and training runs on one; "
             "set CUDA_VISIBLE_DEVICES to the one to use"
         )
+    if torch.cuda.is_available() and dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+        raise InputError("dtype: this GPU has no bfloat16; say dtype: float32")
     options: dict[str, Any] = {"dtype": torch.float32 if weights == "full" else dtype}
     if weights == "qlora":
         from training.quantization import nf4

@@ -174,6 +174,18 @@ def must_stop(config: ProbeConfig, probes: Sequence[Probe]) -> bool:
     return len(last) == config.patience and all(probe.breach is not None for probe in last)
 
 
+def step_to_save(
+    probes: Sequence[Probe], best: Probe | None, planned: int
+) -> tuple[int, str | None]:
+    """The step whose weights to publish after the last probe, and why if it is not that probe's."""
+    last = probes[-1]
+    if last.breach is None or best is None:
+        return last.step, None
+    kept = "the reference itself" if best.step == 0 else f"step {best.step}, the best probe"
+    ended = f"Stopped after step {last.step} of {planned}" if last.step < planned else "Ended"
+    return best.step, f"{ended}, where {last.breach}; the saved weights are those of {kept}."
+
+
 def _standard_error(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None

@@ -119,8 +119,9 @@ class RunFolder:
 
         identity = fingerprint({"config": config.model_dump(mode="json"), "data": data})
         # Asked before the lock is taken, whose file would make every folder look used.
-        strangers = [] if not self.path.exists() else sorted(p.name for p in self.path.iterdir())
-        if strangers not in ([], [".lock"]) and not (self.path / "config.json").exists():
+        names = [] if not self.path.exists() else [p.name for p in self.path.iterdir()]
+        strangers = sorted(set(names) - {".lock", "config.json.part"})
+        if strangers and "config.json" not in names:
             raise InputError(
                 f"{self.path}: not a training run (it has {strangers[0]} and no config.json); "
                 "choose an empty folder"
@@ -179,22 +180,26 @@ class RunFolder:
             "probes": [dataclasses.asdict(probe) for probe in probes],
         }
         write_json(folder / "complete.json", value)
-        for old in self._checkpoint_folders()[CHECKPOINTS_KEPT:]:
+        folders = self._checkpoint_folders()
+        for old in folders[CHECKPOINTS_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
+        # Weights stay that any kept checkpoint calls its best: the run may resume from either.
+        marks = [_read_mark(folder) or {} for folder in folders[:CHECKPOINTS_KEPT]]
+        needed = {f"step-{mark.get('best_step')}" for mark in marks}
         for weights in self.best.glob("step-*"):
-            if weights.name != f"step-{best_step}":
+            if weights.name not in needed:
                 shutil.rmtree(weights, ignore_errors=True)
 
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest checkpoint all of whose files are there in full, or None."""
         for folder in self._checkpoint_folders():
-            try:
-                mark = json.loads((folder / "complete.json").read_text())
-                sizes = {name: (folder / name).stat().st_size for name in mark["files"]}
-            except (OSError, ValueError, KeyError):
+            mark = _read_mark(folder)
+            if mark is None:
                 continue
+            sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+            whole = all(sizes.get(name) == size for name, size in mark["files"].items())
             best = mark["best_step"]
-            if sizes == mark["files"] and (best is None or (self.best / f"step-{best}").is_dir()):
+            if whole and (best is None or (self.best / f"step-{best}").is_dir()):
                 probes = TypeAdapter(tuple[Probe, ...]).validate_python(mark["probes"])
                 return Checkpoint(mark["step"], folder, probes)
         return None
@@ -219,7 +224,11 @@ class RunFolder:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def cut_back(self, step: int) -> None:
-        """Forget what was logged after `step`: the resumed run does it again."""
+        """Forget what was logged and saved after `step`: the resumed run does it again."""
+        for folder in self._checkpoint_folders():
+            if int(folder.name.split("-")[1]) > step:
+                # Its mark would make a new checkpoint look complete while it is being written.
+                shutil.rmtree(folder)
         for journal in JOURNALS:
             file = self.path / journal
             lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
@@ -250,6 +259,15 @@ def write_text(file: Path, text: str) -> None:
     part = file.with_name(file.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
+
+
+def _read_mark(folder: Path) -> dict[str, Any] | None:
+    """What `complete.json` says of a checkpoint; None where there is none."""
+    try:
+        mark: dict[str, Any] = json.loads((folder / "complete.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return mark
 
 
 def _step_of(line: str) -> float:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest_training import TEMPLATE, build_tokenizer, write_split
 
 from preferences.errors import InputError
+from tests.training.conftest import TEMPLATE, build_tokenizer, write_split
 from training.data import Pairs, load_pairs
 from training.dpo import DPOConfig, train
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest_training import THINGS, pairs_preferring, write_split
 
 import training
 from preferences.errors import InputError, ServiceError
 from preferences.records import Messages
+from tests.training.conftest import THINGS, pairs_preferring, write_split
 from training.adapters import LoraConfig
 from training.dpo import DPOConfig, train
 from training.probe import ProbeConfig
@@ -225,6 +225,7 @@ def test_a_collapse_is_stopped_and_the_best_probe_is_kept(
     assert "malformed" in result.reason
     # A collapse does not show where people look for it.
     assert result.metrics["rewards/accuracies"] >= 0.5
+    assert result.metrics["rewards/margins"] > 1
     # What is saved answers as the best probe did.
     from training.evaluation import implicit_reward_accuracy
 

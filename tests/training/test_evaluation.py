@@ -23,9 +23,7 @@ def test_independent_pairs_have_the_wilson_interval() -> None:
 def test_pairs_of_one_prompt_that_agree_count_as_one() -> None:
     # Ten prompts with five equal verdicts each say no more than ten pairs do.
     alone = clustered_share([1.0] * 8 + [0.0] * 2, [str(i) for i in range(10)])
-    repeated = clustered_share(
-        ([1.0] * 8 + [0.0] * 2) * 5, [str(i) for i in range(10)] * 5
-    )
+    repeated = clustered_share(([1.0] * 8 + [0.0] * 2) * 5, [str(i) for i in range(10)] * 5)
     assert (repeated.low, repeated.high) == pytest.approx((alone.low, alone.high))
 
 
@@ -37,8 +35,7 @@ def test_a_perfect_score_is_not_certainty() -> None:
 
 
 def test_longer_wins_is_scored_on_the_same_pairs(model: str, tmp_path: Path) -> None:
-    from conftest_training import write_split
-
+    from tests.training.conftest import write_split
     from training.dpo import DPOConfig, train
     from training.evaluation import implicit_reward_accuracy
 

@@ -18,6 +18,7 @@ from training.probe import (
     measure,
     must_stop,
     repetition,
+    step_to_save,
 )
 from training.sampling import Sample, sample, undisturbed
 
@@ -99,6 +100,14 @@ def test_one_bad_probe_is_forgiven_and_two_in_a_row_stop_the_run() -> None:
     assert not must_stop(config, [good, bad])
     assert not must_stop(config, [bad, good, bad])
     assert must_stop(config, [good, bad, bad])
+
+
+def test_a_run_that_ends_on_a_bad_probe_publishes_the_best_one() -> None:
+    good, bad = probe(8, 0.0, 0.7), probe(16, 0.9, 0.1, bad=True)
+    assert step_to_save([good, probe(16, 0.1, 0.6)], good, planned=16) == (16, None)
+    step, reason = step_to_save([good, bad], good, planned=16)
+    assert step == 8
+    assert reason == "Ended, where bad; the saved weights are those of step 8, the best probe."
 
 
 def test_sampling_leaves_random_state_and_training_mode_as_they_were(model: str) -> None:

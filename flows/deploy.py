@@ -1,0 +1,214 @@
+"""Recipes on a schedule: what is deployed, and the one command that serves it.
+
+A deployment is a small file in the store. `pairwright up` starts a Prefect server (unless
+PREFECT_API_URL names one), serves every deployment and gives each dataset that is finished to its
+alignment. Events can be lost, so a reconciler looks every so often for what they missed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import httpx
+
+from flows import prefect_settings
+from flows.plan import make_plan
+from flows.recipe import load_recipe
+from preferences.errors import InputError, ServiceError
+from preferences.store import Store
+
+START_SECONDS = 180.0
+_SERVER = (sys.executable, "-m", "prefect", "server", "start")
+RECONCILE = "*/10 * * * *"
+"""When to look for finished datasets whose event was lost."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A recipe that is served."""
+
+    recipe: str
+    settings: dict[str, str]
+    cron: str | None
+    store: str
+
+
+def record_deployment(
+    recipe: Path, cron: str | None, settings: Mapping[str, str], store: str | None
+) -> str:
+    """Check the recipe and keep it to be served; returns what was done, for people."""
+    loaded = load_recipe(recipe, settings)
+    make_plan(loaded)
+    if cron is not None:
+        _check_cron(cron)
+    place = Store(store or loaded.runtime.store)
+    url = str(Path(place.url).resolve()) if place.is_local else place.url
+    deployment = Deployment(str(recipe.resolve()), dict(settings), cron, url)
+    place.write_text(
+        place.path("deployments", f"{loaded.name}.json"), json.dumps(asdict(deployment), indent=1)
+    )
+    when = f"on schedule {cron!r}" if cron else "on demand"
+    return f"{loaded.name}: deployed, to build {when}; `pairwright up` serves it"
+
+
+def deployments(place: Store) -> list[tuple[str, Deployment]]:
+    """The recorded deployments with their names."""
+    found = []
+    for path in sorted(place.fs.glob(place.path("deployments", "*.json"))):
+        text = place.read_text(path)
+        if text is not None:
+            found.append((Path(path).stem, Deployment(**json.loads(text))))
+    return found
+
+
+def serve_all(store: str, host: str, port: int) -> None:
+    """Serve every deployment of a store until Ctrl-C; then nothing of it is left running."""
+    place = Store(store)
+    recorded = deployments(place)
+    if not recorded:
+        raise InputError(f"{store}: nothing is deployed; `pairwright deploy RECIPE` first")
+    prefect_settings.apply()
+    os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    with _server(place, host, port) as url:
+        print(f"Prefect: {url.removesuffix('/api')}", flush=True)
+        _serve(recorded, place.url)
+
+
+def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
+    from prefect import serve
+
+    from flows.align import align
+    from flows.build import build
+    from flows.events import on_finished_dataset
+    from flows.reconcile import reconcile
+
+    served: list[Any] = []
+    for name, deployment in recorded:
+        parameters = {
+            "recipe": deployment.recipe,
+            "settings": deployment.settings,
+            "store": deployment.store,
+        }
+        served.append(
+            build.to_deployment(
+                name, cron=deployment.cron, parameters=parameters, concurrency_limit=1
+            )
+        )
+        if load_recipe(deployment.recipe, deployment.settings).alignment is not None:
+            trigger = on_finished_dataset(name)
+            served.append(
+                align.to_deployment(
+                    name, triggers=[trigger], parameters=parameters, concurrency_limit=1
+                )
+            )
+    served.append(reconcile.to_deployment("all", cron=RECONCILE, parameters={"store": store}))
+    for name, deployment in recorded:
+        print(f"Serving {name}: {deployment.cron or 'on demand'}", flush=True)
+    print("Ctrl-C stops everything.", flush=True)
+    serve(*served, pause_on_shutdown=False, print_starting_message=False)
+
+
+@contextmanager
+def _server(place: Store, host: str, port: int) -> Iterator[str]:
+    """A Prefect server as our own child, or the one that PREFECT_API_URL names."""
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        yield given
+        return
+    _require_free(host, port)
+    home = Path(place.root if place.is_local else ".pairwright") / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PREFECT_HOME", str(home.resolve()))
+    url = f"http://{host}:{port}/api"
+    os.environ["PREFECT_API_URL"] = url
+    # The UI asks for its API where the browser sees it.
+    environment = {**os.environ, "PREFECT_UI_API_URL": url}
+    with (home / "server.log").open("ab") as log:
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "prefect",
+                "server",
+                "start",
+                "--host",
+                host,
+                "--port",
+                str(port),
+            ],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is ours to pass on, after the flows have stopped.
+        )
+    try:
+        print("Starting the Prefect server …", flush=True)
+        _await_healthy(server, url, home / "server.log")
+        yield url
+    finally:
+        _stop(server)
+
+
+def _await_healthy(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ServiceError(f"the Prefect server ended at once ({''.join(last)}); see {log}")
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.3)
+    raise ServiceError(f"the Prefect server did not answer in {START_SECONDS:.0f} s; see {log}")
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    """Ask, then insist; the server is a process group of its own."""
+    for how, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(server.pid, how)
+            server.wait(patience)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"port {port} on {host} is taken ({error.strerror}); stop what uses it, or choose "
+                "another with --port"
+            ) from error
+
+
+def _check_cron(cron: str) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    try:
+        CronSchedule(cron=cron)
+    except ValueError as error:
+        raise InputError(f"--cron {cron!r}: not a schedule; five fields, as '0 3 * * *'") from error
+
+
+def _as_interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,152 @@
+"""What came out of a recipe, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from flows.comparison import interval
+from flows.plan import Plan
+from flows.progress import Advance
+from flows.running import planned
+from preferences.store import Store
+
+
+def status_table(recipe: Path, settings: Mapping[str, str], store: str | None) -> Table:
+    """Each stage: done, begun or owed."""
+    plan, place = planned(recipe, settings, store)
+    table = _table(
+        f"{plan.recipe.name} in {place.url}", "stage", "state", "rows", "dropped", "artifact"
+    )
+    for name, artifact in plan.artifacts:
+        manifest = place.manifest(artifact)
+        if manifest is not None:
+            cells = ("done", f"{manifest.rows:,}", f"{manifest.dropped:,}")
+        elif place.fs.exists(place.folder(artifact)):
+            cells = ("begun", "", "")
+        else:
+            cells = ("owed", "", "")
+        table.add_row(name, *cells, str(artifact))
+    return table
+
+
+def report_tables(
+    recipe: Path,
+    settings: Mapping[str, str],
+    store: str | None,
+    dataset_only: bool = False,
+    timings: Mapping[str, Advance] | None = None,
+) -> list[object]:
+    """The dataset, its judges, the training and the comparison, as far as they are there."""
+    plan, place = planned(recipe, settings, store, dataset_only)
+    parts: list[object] = []
+    if timings:
+        parts.append(_timings(timings))
+    parts += [*_dataset(plan, place), *_judges(plan, place)]
+    parts += [*_alignment(plan, place), *_evaluation(plan, place)]
+    return parts or [f"{plan.recipe.name}: nothing is finished in {place.url} yet"]
+
+
+def _timings(timings: Mapping[str, Advance]) -> Table:
+    table = _table("Calls", "stage", "calls", "of them new", "seconds", "per second")
+    for name, advance in timings.items():
+        new = advance.done - advance.recorded
+        cells = (f"{advance.done:,}", f"{new:,}", f"{advance.seconds:.1f}", f"{advance.rate:,.0f}")
+        table.add_row(name, *cells)
+    return table
+
+
+def _dataset(plan: Plan, place: Store) -> list[object]:
+    manifest = place.manifest(plan.dataset)
+    if manifest is None:
+        return []
+    table = _table(
+        f"Dataset {manifest.name} ({manifest.fingerprint})",
+        "split",
+        "pairs",
+        "prompts",
+        "mean probability",
+        "chosen longer",
+    )
+    for split, facts in manifest.summary.items():
+        table.add_row(
+            split,
+            f"{facts['rows']:,}",
+            f"{facts['prompts']:,}",
+            f"{facts['mean_probability']:.3f}",
+            f"{facts['chosen_longer']:.1%}",
+        )
+    return [table, f"Card: {place.folder(plan.dataset)}/README.md", *_drops(plan, place)]
+
+
+def _drops(plan: Plan, place: Store) -> list[object]:
+    table = _table("Dropped", "stage", "reason", "rows")
+    for name, artifact in plan.artifacts:
+        manifest = place.manifest(artifact)
+        for reason, count in (manifest.summary.get("dropped", {}) if manifest else {}).items():
+            table.add_row(name, reason.replace("_", " "), f"{count:,}")
+    return [table] if table.row_count else []
+
+
+def _judges(plan: Plan, place: Store) -> list[object]:
+    table = _table(
+        "Judges", "judge", "judgments", "unread", "same in both orders", "prefers the first"
+    )
+    for config, artifact in zip(plan.recipe.judges, plan.judgments, strict=True):
+        manifest = place.manifest(artifact)
+        if manifest is None:
+            continue
+        facts = manifest.summary["judge"]
+        table.add_row(
+            config.name,
+            f"{facts['judgments']:,}",
+            f"{sum(facts['failures'].values()):,}",
+            _percent(facts["consistency"]),
+            _percent(facts["first_rate"]),
+        )
+    return [table] if table.row_count else []
+
+
+def _alignment(plan: Plan, place: Store) -> list[object]:
+    manifest = place.manifest(plan.alignment) if plan.alignment else None
+    if manifest is None or plan.alignment is None:
+        return []
+    summary = manifest.summary
+    table = _table("Training", "what", "value")
+    table.add_row("weights", f"{summary['weights']}, {summary['trainable_parameters']:,} trained")
+    table.add_row("steps", f"{summary['steps']} of {summary['planned_steps']}")
+    if summary["reason"]:
+        table.add_row("note", summary["reason"])
+    held_out = summary["held_out"]
+    table.add_row("held-out pairs", f"{held_out['pairs']:,}")
+    table.add_row("held-out reward accuracy", interval(held_out["accuracy"]))
+    table.add_row('"the longer answer wins"', interval(held_out["longer_wins"]))
+    return [table, f"Model: {place.folder(plan.alignment)}/{summary['saved']}"]
+
+
+def _evaluation(plan: Plan, place: Store) -> list[object]:
+    manifest = place.manifest(plan.evaluation) if plan.evaluation else None
+    if manifest is None:
+        return []
+    from flows.comparison import evaluation_rows
+
+    table = _table(
+        f"Before and after, {manifest.summary['prompts']} prompts", "", "before", "after"
+    )
+    for row in evaluation_rows(manifest.summary):
+        table.add_row(*row)
+    return [table]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    return table
+
+
+def _percent(share: Any) -> str:
+    return "" if share is None else f"{share:.1%}"

@@ -1,0 +1,64 @@
+"""Running a recipe here and now: nothing if all is done, else the flows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from flows import prefect_settings
+from flows.check import check_inputs
+from flows.plan import Plan, make_plan
+from flows.progress import Advance, Progress, telling
+from flows.recipe import load_recipe
+from preferences.store import Store
+
+
+def run_now(
+    recipe: Path,
+    settings: Mapping[str, str],
+    store: str | None,
+    as_json: bool,
+    dataset_only: bool,
+) -> dict[str, Advance]:
+    """Carry a recipe out; returns what each stage that ran took."""
+    plan, place = planned(recipe, settings, store, dataset_only)
+    progress = Progress("json" if as_json else "people")
+    if place.manifest(plan.artifacts[-1][1]) is not None:
+        progress.say(f"{plan.recipe.name}: all is done already, in {place.url}")
+        return {}
+    check_inputs(plan.recipe)
+    with _flows(progress):
+        from flows.align import align
+        from flows.build import build
+
+        dataset = build(str(recipe), dict(settings), store)
+        if plan.alignment is not None:
+            align(str(recipe), dataset, dict(settings), store)
+    return progress.timings
+
+
+def align_now(
+    recipe: Path, dataset: str | None, settings: Mapping[str, str], store: str | None, as_json: bool
+) -> str:
+    """Train and evaluate; returns the address of the model."""
+    with _flows(Progress("json" if as_json else "people")):
+        from flows.align import align
+
+        return str(align(str(recipe), dataset=dataset, settings=dict(settings), store=store))
+
+
+def planned(
+    recipe: Path, settings: Mapping[str, str], store: str | None, dataset_only: bool = False
+) -> tuple[Plan, Store]:
+    """The plan of a recipe and the store it is carried out in."""
+    loaded = load_recipe(recipe, settings, dataset_only)
+    return make_plan(loaded), Store(store or loaded.runtime.store)
+
+
+@contextmanager
+def _flows(progress: Progress) -> Iterator[None]:
+    """Prefect, quietly: its server if one is set, else an ephemeral one for this run."""
+    prefect_settings.apply()
+    with telling(progress):
+        yield
