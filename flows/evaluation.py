@@ -163,16 +163,10 @@ def _checked(
     score = load_check(check)
     return _asdict(
         clustered_mean(
-            (_cluster(prompt), float(score(prompt, answer.response)))
+            (answer.prompt_id, float(score(prompts[number // config.samples], answer.response)))
             for number, answer in enumerate(answers)
-            for prompt in [prompts[number // config.samples]]
         )
     )
-
-
-def _cluster(prompt: Prompt) -> str:
-    """Prompts of one category are not independent; one without a category is a cluster itself."""
-    return prompt.category or prompt.prompt_id
 
 
 def _share(answers: Sequence[Candidate], holds: Callable[[Candidate], bool]) -> float:

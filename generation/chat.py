@@ -51,12 +51,10 @@ class Chat:
     def _choice_token(self, prompt: str, choice: str) -> int:
         before = self._encode(prompt)
         after = self._encode(prompt + choice)
-        if after[: len(before)] == before:
-            tokens = after[len(before) :]
-        else:
-            # The tokenizer would merge it with the template's last token, but a model that
-            # generates cannot take that one back.
-            tokens = self._encode(choice)
+        # Where the tokenizer would merge it with the template's last token, it stands by itself:
+        # a model that generates cannot take that token back.
+        apart = after[: len(before)] == before
+        tokens = after[len(before) :] if apart else self._encode(choice)
         if len(tokens) != 1:
             pieces = self._tokenizer.convert_ids_to_tokens(tokens)
             raise InputError(

@@ -127,6 +127,11 @@ class OpenAIEngine:
                 cost = worst
                 try:
                     reply = await self._client.chat.completions.create(**arguments)
+                    if not isinstance(reply, openai.types.chat.ChatCompletion):
+                        raise ServiceError(
+                            f"{self._shown_url} answers with something else than a chat "
+                            "completion; check base_url, which often ends in /v1"
+                        )
                     cost = self._spending.cost(reply.usage, worst)
                     return _completion(request, reply, cost)
                 except openai.APIStatusError as error:

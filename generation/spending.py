@@ -27,6 +27,7 @@ class Spending:
             )
         self.spent = 0.0
         self._set_aside = 0.0
+        self._in_flight = 0
         self._price = price_per_million
         self._limit = limit
         self._settled = asyncio.Event()
@@ -53,10 +54,10 @@ class Spending:
 
         Raises ServiceError where nothing is in flight and it still does not fit.
         """
-        if worst is None or self._limit is None:
+        if worst is None:
             return
-        while self.spent + self._set_aside + worst > self._limit:
-            if self._set_aside <= 0:
+        while self._limit is not None and self.spent + self._set_aside + worst > self._limit:
+            if not self._in_flight:
                 raise ServiceError(
                     f"spending_limit {self._limit:g} is reached: {self.spent:.6g} is spent and the "
                     f"next call may cost {worst:.6g}; what was answered is kept, so raise "
@@ -65,16 +66,16 @@ class Spending:
             self._settled.clear()
             await self._settled.wait()
         self._set_aside += worst
+        self._in_flight += 1
 
     def settle(self, worst: float | None, cost: float | None) -> None:
         """Count what a call has cost and free what was set aside for it."""
         if worst is None or cost is None:
             return
         self.spent += cost
-        if self._limit is not None:
-            # Sums of floats leave dust, which must not look like a call in flight.
-            left = self._set_aside - worst
-            self._set_aside = left if left > 1e-9 * self._limit else 0.0
+        self._in_flight -= 1
+        # Sums of floats leave dust; with nothing in flight, nothing is set aside.
+        self._set_aside = self._set_aside - worst if self._in_flight else 0.0
         self._settled.set()
 
     def _of(self, prompt_tokens: int, completion_tokens: int) -> float | None:

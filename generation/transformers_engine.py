@@ -76,7 +76,10 @@ class TransformersEngine:
         Raises ServiceError, with transformers' reason, where they do not load.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        shows_progress = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.model, **source)
@@ -89,6 +92,9 @@ class TransformersEngine:
             raise ServiceError(
                 f"{config.model} does not load: {' '.join(str(error).split())}"
             ) from error
+        finally:
+            if shows_progress:
+                logging.enable_progress_bar()
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return cls(model, tokenizer, runtime.batch_size, config.max_length)
 

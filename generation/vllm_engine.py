@@ -28,7 +28,8 @@ from generation.engine import Completion, EngineConfig, EngineRuntime, Request
 from preferences.errors import InputError
 
 GRACE_SECONDS = 10.0
-"""How long vLLM may take to shut down before it is killed."""
+"""How long vLLM may take to shut down before it is killed: nobody waits if the parent is dead."""
+ORPHAN_SECONDS = 2.0
 
 
 def serve(descriptor: int, parent: int) -> None:
@@ -80,6 +81,7 @@ def serve(descriptor: int, parent: int) -> None:
 
 def _listen(connection: Connection, parent: int, inbox: queue.SimpleQueue[Any]) -> None:
     """Pass messages on; after the last, see to it that the child ends, whatever it is doing."""
+    grace = ORPHAN_SECONDS
     with suppress(EOFError, OSError):
         while True:
             # A fork of the parent may hold the pipe open after the parent has died.
@@ -88,10 +90,11 @@ def _listen(connection: Connection, parent: int, inbox: queue.SimpleQueue[Any]) 
                     raise EOFError
             message = connection.recv()
             if message is None:
+                grace = GRACE_SECONDS
                 break
             inbox.put(message)
     inbox.put(None)
-    time.sleep(GRACE_SECONDS)
+    time.sleep(grace)
     os.killpg(0, signal.SIGKILL)
 
 
@@ -104,11 +107,6 @@ class _Server:
     """vLLM's engine, and which request of which call each of its requests is."""
 
     def __init__(self, config: EngineConfig, runtime: EngineRuntime) -> None:
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.platforms import current_platform
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.llm_engine import LLMEngine
-
         arguments: dict[str, Any] = {
             "model": config.model,
             "revision": config.revision,
@@ -120,12 +118,17 @@ class _Server:
             "gpu_memory_utilization": runtime.memory_share,
             "disable_log_stats": True,
         }
-        self._lora: Any = None
         if config.adapter is not None:
-            from vllm.lora.request import LoRARequest
-
             arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
-            self._lora = LoRARequest("adapter", 1, config.adapter)
+
+        # After what can fail at once: this takes ten seconds.
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.lora.request import LoRARequest
+        from vllm.platforms import current_platform
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        self._lora = LoRARequest("adapter", 1, config.adapter) if config.adapter else None
         if current_platform.is_cpu():
             arguments |= _on_cpu(runtime)
         self._engine = LLMEngine.from_engine_args(
@@ -300,7 +303,10 @@ def _dtype(config: EngineConfig) -> str:
 
 def _lora_rank(adapter: str) -> int:
     """The smallest rank vLLM has room for that holds the adapter's."""
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    path = Path(adapter) / "adapter_config.json"
+    if not path.is_file():
+        raise InputError(f"{adapter}: no adapter_config.json; name a folder with a LoRA adapter")
+    config = json.loads(path.read_text())
     ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
     for room in (8, 16, 32, 64, 128, 256, 320, 512):
         if max(ranks) <= room:

@@ -96,15 +96,21 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 
 def parse_transcript(text: str, place: str) -> Messages:
-    r"""A conversation from an HH-RLHF transcript: `\n\nHuman: … \n\nAssistant: …`."""
+    r"""A conversation from an HH-RLHF transcript: `\n\nHuman: … \n\nAssistant: …`.
+
+    A speaker who is named twice in a row has one turn: some answers there name themselves again.
+    """
     pieces = _TURN.split(text)
     if len(pieces) < 3 or pieces[0].strip():
         raise InputError(f"{place}: not a transcript; it has to begin with 'Human: '")
-    roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(
-        Message(roles[who], what.strip())
-        for who, what in zip(pieces[1::2], pieces[2::2], strict=True)
-    )
+    turns: list[Message] = []
+    for speaker, said in zip(pieces[1::2], pieces[2::2], strict=True):
+        role = "user" if speaker == "Human" else "assistant"
+        if turns and turns[-1].role == role:
+            turns[-1] = Message(role, f"{turns[-1].content}\n\n{said.strip()}".strip())
+        else:
+            turns.append(Message(role, said.strip()))
+    return tuple(turns)
 
 
 def split_answers(chosen: Messages, rejected: Messages, place: str) -> tuple[Messages, str, str]:

@@ -14,23 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preferences.errors import InputError
+from preferences.estimate import Z95, Estimate
 from training import models
 from training.data import load_pairs
 
 if TYPE_CHECKING:
     from training.dpo import DPOConfig
-
-Z95 = 1.959964
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A share of pairs with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
 
 @dataclass(frozen=True, slots=True)
 class RewardAccuracy:
@@ -38,9 +27,9 @@ class RewardAccuracy:
 
     pairs: int
     prompts: int
-    accuracy: Share
+    accuracy: Estimate
     """By the implicit reward."""
-    longer_wins: Share
+    longer_wins: Estimate
     """By the rule that the answer with more tokens is better."""
 
 
@@ -71,7 +60,7 @@ def implicit_reward_accuracy(
     )
 
 
-def clustered_share(scores: Sequence[float], clusters: Sequence[str]) -> Share:
+def clustered_share(scores: Sequence[float], clusters: Sequence[str]) -> Estimate:
     """Mean of scores in [0, 1] with a 95 % Wilson interval that knows pairs share prompts.
 
     The number of pairs is divided by the design effect (Kish 1965): the variance over clusters
@@ -92,7 +81,7 @@ def clustered_share(scores: Sequence[float], clusters: Sequence[str]) -> Share:
     centre = (mean + Z95**2 / (2 * effective)) / (1 + Z95**2 / effective)
     spread = mean * (1 - mean) / effective + Z95**2 / (4 * effective**2)
     half = Z95 * math.sqrt(spread) / (1 + Z95**2 / effective)
-    return Share(mean, max(0.0, centre - half), min(1.0, centre + half))
+    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half), len(set(clusters)))
 
 
 def answer_log_probs(

@@ -63,7 +63,7 @@ def write_model(folder: Path, seed: int = 0) -> Path:
 
 
 def write_adapter(folder: Path, model_folder: Path, seed: int = 1) -> Path:
-    """A LoRA adapter of rank 4 on the attention and MLP, with random weights that change replies."""
+    """A LoRA adapter of rank 4 on attention and MLP, with random weights that change replies."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -81,3 +81,51 @@ def write_adapter(folder: Path, model_folder: Path, seed: int = 1) -> Path:
     get_peft_model(model, lora).save_pretrained(str(folder))
     assert json.loads((folder / "adapter_config.json").read_text())["r"] == 4
     return folder
+
+
+class Reference:
+    """The model's answers by transformers and arithmetic alone, to compare engines with."""
+
+    def __init__(self, folder: Path, adapter: Path | None = None) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        if adapter is not None:
+            from peft import PeftModel
+
+            self.model = PeftModel.from_pretrained(self.model, str(adapter))
+        self.model.eval()
+
+    def prompt(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(f"<|user|>{text}<|end|><|assistant|>"))
+
+    def greedy(self, text: str, max_tokens: int) -> list[int]:
+        """The likeliest token again and again, each from a fresh pass over all before it."""
+        import torch
+
+        tokens = self.prompt(text)
+        start = len(tokens)
+        while len(tokens) < start + max_tokens:
+            with torch.no_grad():
+                tokens.append(int(self.model(torch.tensor([tokens])).logits[0, -1].argmax()))
+            if tokens[-1] == self.tokenizer.eos_token_id:
+                break
+        return tokens[start:]
+
+    def logprobs(self, text: str, answer: list[int]) -> Any:
+        """Log-probabilities of every token after the prompt and each answer token, (A + 1, V)."""
+        import torch
+
+        prompt = self.prompt(text)
+        with torch.no_grad():
+            logits = self.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :]
+        return logits.log_softmax(-1)
+
+    def logprob(self, text: str, answer: list[int]) -> float:
+        """Sum over the answer's tokens, in nats, at temperature 1."""
+        table = self.logprobs(text, answer)
+        return float(sum(table[i, token] for i, token in enumerate(answer)))
+
+    def decode(self, tokens: list[int]) -> str:
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))

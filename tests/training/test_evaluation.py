@@ -16,7 +16,7 @@ def test_independent_pairs_have_the_wilson_interval() -> None:
     z2 = 1.959964**2
     centre = (0.8 + z2 / 18) / (1 + z2 / 9)
     half = 1.959964 * (0.16 / 9 + z2 / (4 * 81)) ** 0.5 / (1 + z2 / 9)
-    assert share.value == pytest.approx(0.8)
+    assert share.mean == pytest.approx(0.8)
     assert (share.low, share.high) == pytest.approx((centre - half, centre + half))
 
 
@@ -54,4 +54,4 @@ def test_longer_wins_is_scored_on_the_same_pairs(model: str, tmp_path: Path) -> 
     scored = implicit_reward_accuracy(config, tmp_path / "run", tmp_path)
     assert (scored.pairs, scored.prompts) == (4, 4)
     # Longer wins twice, loses once, ties once: (1 + 0 + 1 + ½)/4.
-    assert scored.longer_wins.value == 0.625
+    assert scored.longer_wins.mean == 0.625
