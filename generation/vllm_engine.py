@@ -107,7 +107,10 @@ class _Server:
     """vLLM's engine, and which request of which call each of its requests is."""
 
     def __init__(self, config: EngineConfig, runtime: EngineRuntime) -> None:
-        arguments: dict[str, Any] = {
+        arguments: dict[str, Any] = {}
+        if config.adapter is not None:
+            arguments = {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
+        arguments |= {
             "model": config.model,
             "revision": config.revision,
             "tokenizer_revision": config.revision,
@@ -118,8 +121,6 @@ class _Server:
             "gpu_memory_utilization": runtime.memory_share,
             "disable_log_stats": True,
         }
-        if config.adapter is not None:
-            arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(config.adapter)}
 
         # After what can fail at once: this takes ten seconds.
         from vllm.engine.arg_utils import EngineArgs

@@ -1,4 +1,4 @@
-"""The one optimisation loop of the miniature, with its progress line."""
+"""The one optimisation loop of the miniature, and the progress line."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ class Progress:
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done = name, total, 0
         self._started = self._shown = time.monotonic()
-        self._values: list[float] = []
+        self._losses: list[float] = []
 
     @property
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._started
 
-    def advance(self, value: float) -> None:
-        """Count one step, whose loss was `value`."""
+    def advance(self, loss: float | None = None) -> None:
+        """Count one step, and its loss where it has one."""
         self.done += 1
-        self._values.append(value)
+        if loss is not None:
+            self._losses.append(loss)
         terminal = sys.stderr.isatty()
         last = self.done == self.total
         if not last and time.monotonic() - self._shown < (0.5 if terminal else 10):
@@ -62,12 +63,14 @@ class Progress:
         minutes, seconds = divmod(round((self.total - self.done) / rate), 60)
         line = (
             f"{self.name:<16} {self.done:>5}/{self.total}  {rate:6.2f} steps/s  "
-            f"{minutes}:{seconds:02} left  loss {sum(self._values) / len(self._values):.4f}"
+            f"{minutes}:{seconds:02} left"
         )
+        if self._losses:
+            line += f"  loss {sum(self._losses) / len(self._losses):.4f}"
         end = "\n" if last or not terminal else ""
         print(("\r" if terminal else "") + line, end=end, file=sys.stderr, flush=True)
         self._shown = time.monotonic()
-        self._values.clear()
+        self._losses.clear()
 
 
 def _rate(step: int, steps: int, warmup: int = 30) -> float:

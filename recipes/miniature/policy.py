@@ -90,6 +90,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, folder: Pa
     GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=END_ID, pad_token_id=PAD_ID, do_sample=True, top_k=0
     ).save_pretrained(folder)
+    for name in ("is_local", "local_files_only"):  # how it was loaded, not what it is
+        tokenizer.init_kwargs.pop(name, None)
     tokenizer.save_pretrained(folder)
 
 
