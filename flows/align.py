@@ -12,7 +12,7 @@ from flows.evaluation import evaluate
 from flows.plan import alignment_artifact, evaluation_artifact, make_plan
 from flows.progress import current
 from flows.recipe import load_recipe
-from flows.training import train_model
+from flows.train import train_model
 from preferences.errors import InputError
 from preferences.store import Artifact, Store
 

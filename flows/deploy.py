@@ -7,6 +7,7 @@ alignment. Events can be lost, so a reconciler looks every so often for what the
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -81,14 +82,17 @@ def serve_all(store: str, host: str, port: int) -> None:
         raise InputError(f"{store}: nothing is deployed; `pairwright deploy RECIPE` first")
     prefect_settings.apply()
     os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
+    # A shell starts background jobs with Ctrl-C ignored; here it always means the end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _as_interrupt)
     with _server(place, host, port) as url:
         print(f"Prefect: {url.removesuffix('/api')}", flush=True)
-        _serve(recorded, place.url)
+        _serve(recorded, store)
 
 
 def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
-    from prefect import serve
+    from prefect.deployments.runner import EntrypointType
+    from prefect.runner import Runner
 
     from flows.align import align
     from flows.build import build
@@ -104,21 +108,46 @@ def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
         }
         served.append(
             build.to_deployment(
-                name, cron=deployment.cron, parameters=parameters, concurrency_limit=1
+                name,
+                cron=deployment.cron,
+                parameters=parameters,
+                concurrency_limit=1,
+                entrypoint_type=EntrypointType.MODULE_PATH,
             )
         )
         if load_recipe(deployment.recipe, deployment.settings).alignment is not None:
             trigger = on_finished_dataset(name)
             served.append(
                 align.to_deployment(
-                    name, triggers=[trigger], parameters=parameters, concurrency_limit=1
+                    name,
+                    triggers=[trigger],
+                    parameters=parameters,
+                    concurrency_limit=1,
+                    entrypoint_type=EntrypointType.MODULE_PATH,
                 )
             )
-    served.append(reconcile.to_deployment("all", cron=RECONCILE, parameters={"store": store}))
+    served.append(
+        reconcile.to_deployment(
+            "all",
+            cron=RECONCILE,
+            parameters={"store": store},
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+    )
     for name, deployment in recorded:
         print(f"Serving {name}: {deployment.cron or 'on demand'}", flush=True)
     print("Ctrl-C stops everything.", flush=True)
-    serve(*served, pause_on_shutdown=False, print_starting_message=False)
+
+    class Patient(Runner):
+        """Stops on SIGTERM as it does on Ctrl-C, where Prefect's own way ends in a traceback."""
+
+        def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    runner = Patient(pause_on_shutdown=False)
+    for each in served:
+        runner.add_deployment(each)
+    asyncio.run(runner.start())
 
 
 @contextmanager

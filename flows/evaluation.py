@@ -11,7 +11,7 @@ from flows.judges import opened_judge
 from flows.plan import engine_config
 from flows.progress import Progress
 from flows.recipe import EvaluationConfig, Recipe
-from flows.training import local_folder
+from flows.train import local_folder
 from generation.candidates import SampledCandidates, sample
 from generation.deferred import deferred
 from generation.engine import EngineRuntime

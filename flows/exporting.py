@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flows.running import planned
-from flows.training import local_folder
+from flows.train import local_folder
 from preferences.card import markdown_table
 from preferences.errors import InputError
 from preferences.export import export, push_to_hub, ranking_rows, require_new, write_rows

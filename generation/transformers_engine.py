@@ -79,11 +79,16 @@ class TransformersEngine:
         from transformers.utils import logging
 
         shows_progress = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-        source = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        source: dict[str, Any] = {
+            "revision": config.revision,
+            "trust_remote_code": config.trust_remote_code,
+        }
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.model, **source)
-            model = AutoModelForCausalLM.from_pretrained(config.model, dtype=config.dtype, **source)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                config.model, dtype=config.dtype, **source
+            )
             if config.adapter is not None:
                 from peft import PeftModel
 
@@ -94,7 +99,7 @@ class TransformersEngine:
             ) from error
         finally:
             if shows_progress:
-                logging.enable_progress_bar()
+                logging.enable_progress_bar()  # type: ignore[no-untyped-call]
         model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         return cls(model, tokenizer, runtime.batch_size, config.max_length)
 

@@ -17,7 +17,6 @@ import queue
 import signal
 import sys
 import threading
-import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -25,11 +24,8 @@ from typing import Any
 
 from generation.chat import Chat, PromptRefused, too_long
 from generation.engine import Completion, EngineConfig, EngineRuntime, Request
+from generation.vllm_process import listen
 from preferences.errors import InputError
-
-GRACE_SECONDS = 10.0
-"""How long vLLM may take to shut down before it is killed: nobody waits if the parent is dead."""
-ORPHAN_SECONDS = 2.0
 
 
 def serve(descriptor: int, parent: int) -> None:
@@ -37,7 +33,7 @@ def serve(descriptor: int, parent: int) -> None:
     os.set_inheritable(descriptor, False)
     connection = Connection(descriptor)
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(connection, parent, inbox), daemon=True).start()
+    threading.Thread(target=listen, args=(connection, parent, inbox), daemon=True).start()
     server: _Server | None = None
     try:
         server = _Server(*inbox.get())
@@ -77,25 +73,6 @@ def serve(descriptor: int, parent: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os.killpg(0, signal.SIGKILL)
-
-
-def _listen(connection: Connection, parent: int, inbox: queue.SimpleQueue[Any]) -> None:
-    """Pass messages on; after the last, see to it that the child ends, whatever it is doing."""
-    grace = ORPHAN_SECONDS
-    with suppress(EOFError, OSError):
-        while True:
-            # A fork of the parent may hold the pipe open after the parent has died.
-            while not connection.poll(1.0):
-                if os.getppid() != parent:
-                    raise EOFError
-            message = connection.recv()
-            if message is None:
-                grace = GRACE_SECONDS
-                break
-            inbox.put(message)
-    inbox.put(None)
-    time.sleep(grace)
-    os.killpg(0, signal.SIGKILL)
 
 
 def _tell(connection: Connection, done: list[tuple[int, Completion]]) -> None:
@@ -209,31 +186,26 @@ class _Server:
     def _completion(self, request: Request, choices: list[int], output: Any) -> Completion:
         reply = output.outputs[0]
         tokens = list(reply.token_ids)
-        counts = {"prompt_tokens": len(output.prompt_token_ids), "completion_tokens": len(tokens)}
-        if reply.finish_reason not in ("stop", "length"):
-            failure = f"vLLM gave up: {reply.finish_reason}"
-            return Completion(request.request_id, "", "failed", failure=failure, **counts)
-        if choices:
+        text, reason, failure, probs = reply.text, reply.finish_reason, None, None
+        if reason not in ("stop", "length"):
+            text, reason, failure = "", "failed", f"vLLM gave up: {reason}"
+        elif choices:
+            text, reason = request.choices[choices.index(tokens[0])], "stop"
             first = reply.logprobs[0]
-            return Completion(
-                request.request_id,
-                request.choices[choices.index(tokens[0])],
-                "stop",
-                logprob=reply.cumulative_logprob,
-                choice_probs=tuple(math.exp(first[token].logprob) for token in choices),
-                **counts,
-            )
-        text = reply.text
-        if not request.sampling.stop:
+            probs = tuple(math.exp(first[token].logprob) for token in choices)
+        elif not request.sampling.stop:
             # The end token belongs to the turn, not to the text.
-            spoken = tokens[:-1] if reply.finish_reason == "stop" else tokens
+            spoken = tokens[:-1] if reason == "stop" else tokens
             text = self._tokenizer.decode(spoken, skip_special_tokens=True)
         return Completion(
             request.request_id,
             text,
-            reply.finish_reason,
+            reason,
+            prompt_tokens=len(output.prompt_token_ids),
+            completion_tokens=len(tokens),
             logprob=reply.cumulative_logprob,
-            **counts,
+            choice_probs=probs,
+            failure=failure,
         )
 
 

@@ -1,7 +1,8 @@
 """vLLM in a child process of our own, which gives all its memory back when the engine is closed.
 
-This is our end; `generation.vllm_engine.serve` is the child's. One engine serves any number of
-`complete` calls, also from several threads: their requests share vLLM's running batch.
+This is our end; `generation.vllm_engine.serve` is the child's, and `listen` its ear. One engine
+serves any number of `complete` calls, also from several threads: their requests share vLLM's
+running batch.
 
 Between the two go, to the child: `(config, runtime)`, then `(call, requests)`, `(call, None)` for
 a call given up, None for the end. From the child: `("ready", window)`, `("done", completions)`,
@@ -18,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from multiprocessing.connection import Pipe
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,8 +31,10 @@ from preferences.errors import InputError, PairwrightError, ServiceError
 
 CHUNK = 64
 """Requests in one message to the child: few messages, and the first is soon on its way."""
-GRACE_SECONDS = 15.0
-"""How long the child may take to shut vLLM down before it is killed."""
+GRACE_SECONDS = 10.0
+"""How long vLLM may take to shut down before it is killed, when the engine is closed."""
+ORPHAN_SECONDS = 2.0
+"""The same when the parent is dead and nobody waits."""
 LOG_LINES = 6
 
 _COMMAND = "import sys; from generation.vllm_engine import serve; serve(*map(int, sys.argv[1:]))"
@@ -211,3 +215,24 @@ def _child_environment() -> dict[str, str]:
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     return environment
+
+
+def listen(connection: Connection, parent: int, inbox: queue.SimpleQueue[Any]) -> None:
+    """The child's ear: passes messages on, and after the last ends the child and all of its
+    session, whatever it is doing then.
+    """
+    grace = ORPHAN_SECONDS
+    with suppress(EOFError, OSError):
+        while True:
+            # A fork of the parent may hold the pipe open after the parent has died.
+            while not connection.poll(1.0):
+                if os.getppid() != parent:
+                    raise EOFError
+            message = connection.recv()
+            if message is None:
+                grace = GRACE_SECONDS
+                break
+            inbox.put(message)
+    inbox.put(None)
+    time.sleep(grace)
+    os.killpg(0, signal.SIGKILL)

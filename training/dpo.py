@@ -27,6 +27,7 @@ from training.run import (
     TrainingResult,
     TrainingRuntime,
     dataset_fingerprint,
+    model_fingerprint,
 )
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ def train(
     runtime = runtime or TrainingRuntime()
     models.require_libraries(config.weights, runtime.report_to)
     run = RunFolder(output)
-    with run.claimed(config, dataset_fingerprint(dataset)) as identity, models.quiet_libraries():
+    started_from = model_fingerprint(config.model, config.revision)
+    data = dataset_fingerprint(dataset)
+    with run.claimed(config, started_from, data) as identity, models.quiet_libraries():
         finished = run.result()
         if finished is not None:
             return finished

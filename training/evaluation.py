@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preferences.errors import InputError
-from preferences.estimate import Z95, Estimate
+from preferences.estimate import Z95, Estimate, clustered_mean
 from training import models
 from training.data import load_pairs
 
 if TYPE_CHECKING:
     from training.dpo import DPOConfig
+
 
 @dataclass(frozen=True, slots=True)
 class RewardAccuracy:
@@ -67,21 +68,19 @@ def clustered_share(scores: Sequence[float], clusters: Sequence[str]) -> Estimat
     against that of independent pairs. Where every score is 0 or every score is 1, or there is one
     cluster, the number of clusters is taken.
     """
-    n, groups = len(scores), sorted(set(clusters))
-    mean = sum(scores) / n
-    residuals = dict.fromkeys(groups, 0.0)
-    for score, cluster in zip(scores, clusters, strict=True):
-        residuals[cluster] += score - mean
+    estimate = clustered_mean(zip(clusters, scores, strict=True))
+    if estimate is None:
+        raise ValueError("no pairs were scored")
+    n, mean = len(scores), estimate.mean
     independent = mean * (1 - mean) / n
-    effective = float(len(groups))
-    if len(groups) > 1 and independent > 0:
-        small_sample = len(groups) / (len(groups) - 1)
-        clustered = small_sample * sum(r * r for r in residuals.values()) / n**2
+    effective = float(estimate.clusters)
+    if estimate.clusters > 1 and independent > 0:
+        clustered = ((estimate.high - estimate.low) / (2 * Z95)) ** 2
         effective = n / max(1.0, clustered / independent)
     centre = (mean + Z95**2 / (2 * effective)) / (1 + Z95**2 / effective)
     spread = mean * (1 - mean) / effective + Z95**2 / (4 * effective**2)
     half = Z95 * math.sqrt(spread) / (1 + Z95**2 / effective)
-    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half), len(set(clusters)))
+    return Estimate(mean, max(0.0, centre - half), min(1.0, centre + half), estimate.clusters)
 
 
 def answer_log_probs(

@@ -1,6 +1,6 @@
 """The folder of one training run: what it is, how far it came, what came out.
 
-config.json      configuration and dataset fingerprint, written first
+config.json      configuration, fingerprints of model and dataset; written first
 metrics.jsonl    one line per log or probe
 samples.jsonl    what the policy answered in every probe
 dropped.jsonl    pairs that were not trained on, with the reason
@@ -27,6 +27,7 @@ from preferences.config import Config
 from preferences.errors import InputError
 from preferences.fingerprint import canonical_json, file_fingerprint, fingerprint
 from preferences.records import Dropped
+from preferences.tables import folder_fingerprint
 from training.data import SplitCounts
 from training.probe import Probe
 
@@ -62,7 +63,7 @@ class TrainingResult:
     """What a finished run did, as in `result.json`."""
 
     fingerprint: str
-    """Identity of configuration and dataset."""
+    """Identity of configuration, model and dataset, wherever they lie."""
     method: str
     model: str
     """What training started from; also the reference."""
@@ -109,15 +110,19 @@ class RunFolder:
         return self.path / "best"
 
     @contextlib.contextmanager
-    def claimed(self, config: Config, data: str) -> Iterator[str]:
+    def claimed(self, config: Config, model: str, data: str) -> Iterator[str]:
         """Hold the folder for this process; yields the run's fingerprint.
 
-        Raises InputError if the folder belongs to another configuration or dataset, to something
-        that is no run, or to a process that is training in it now.
+        `model` and `data` are what the model and the dataset are, wherever they lie: a run whose
+        folders were moved is the same run.
+
+        Raises InputError if the folder belongs to another configuration, model or dataset, to
+        something that is no run, or to a process that is training in it now.
         """
         from filelock import FileLock, Timeout
 
-        identity = fingerprint({"config": config.model_dump(mode="json"), "data": data})
+        values = config.model_dump(mode="json", exclude={"model"})
+        identity = fingerprint({"config": values, "model": model, "data": data})
         # Asked before the lock is taken, whose file would make every folder look used.
         names = [] if not self.path.exists() else [p.name for p in self.path.iterdir()]
         strangers = sorted(set(names) - {".lock", "config.json.part"})
@@ -129,18 +134,19 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
-                self._same_run(config, data, identity)
+                self._same_run(config, model, data, identity)
                 yield identity
         except Timeout:
             raise InputError(
                 f"{self.path}: another process is training here; wait for it or choose another"
             ) from None
 
-    def _same_run(self, config: Config, data: str, identity: str) -> None:
+    def _same_run(self, config: Config, model: str, data: str, identity: str) -> None:
         file = self.path / "config.json"
         values = config.model_dump(mode="json")
         if not file.exists():
-            write_json(file, {"fingerprint": identity, "data": data, "config": values})
+            start = {"fingerprint": identity, "model": model, "data": data, "config": values}
+            write_json(file, start)
             return
         before = json.loads(file.read_text())
         if before["fingerprint"] == identity:
@@ -148,11 +154,14 @@ class RunFolder:
         changed = [
             f"{key} was {before['config'].get(key)!r} and is {value!r}"
             for key, value in values.items()
-            if before["config"].get(key) != value
+            if before["config"].get(key) != value and key != "model"
         ]
-        changed = changed or ["the dataset changed" if before["data"] != data else "it changed"]
+        if before.get("model") != model:
+            changed.append(f"its model was {before['config'].get('model')}, of other content")
+        if before["data"] != data:
+            changed.append("the dataset changed")
         raise InputError(
-            f"{self.path}: holds another run ({'; '.join(changed)}); "
+            f"{self.path}: holds another run ({'; '.join(changed) or 'it changed'}); "
             "choose another folder, or delete this one to start again"
         )
 
@@ -234,6 +243,12 @@ class RunFolder:
             lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
             kept = [line for line in lines if _step_of(line) <= step]
             write_text(file, "".join(line + "\n" for line in kept))
+
+
+def model_fingerprint(model: str, revision: str | None) -> str:
+    """Identity of what training starts from: a folder's content, or a Hub model's name."""
+    folder = Path(model)
+    return folder_fingerprint(folder) if folder.is_dir() else f"{model}@{revision or 'main'}"
 
 
 def dataset_fingerprint(dataset: Path) -> str:

@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     torch.set_num_threads(arguments.threads)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.models / "policy")
     policy = LlamaForCausalLM.from_pretrained(arguments.models / "policy")
@@ -64,8 +64,9 @@ def main() -> None:
     lengths = [len(tokenizer.encode(answer)) for answer in answers]
     print("| measured on held-out prompts | |\n|---|---|")
     print(f"| answers | {len(answers)} to {len(answers) // arguments.samples} prompts |")
-    print(f"| true reward | {statistics.fmean(rewards):.3f} ± {statistics.pstdev(rewards):.3f} |")
-    print(f"| malformed | {malformed:.3f} |")
+    mean, deviation = statistics.fmean(rewards), statistics.pstdev(rewards)
+    print(f"| true reward, mean ± standard deviation | {mean:.3f} ± {deviation:.3f} |")
+    print(f"| malformed, share | {malformed:.3f} |")
     print(f"| tokens of an answer | {statistics.fmean(lengths):.1f}, at most {max(lengths)} |")
 
     groups = [range(i, i + arguments.samples) for i in range(0, len(asked), arguments.samples)]
@@ -119,7 +120,7 @@ def _print_judge(calls: dict[tuple[int, int], Call]) -> None:
     print(f"| judge: one call agrees with the true reward | {right:.3f} |")
     print(f"| judge: both orders, probabilities averaged | {both:.3f} |")
     print(f"| judge: same winner when swapped | {consistent:.3f} |")
-    print(f"| judge: picks A | {picks_a:.3f} |")
+    print(f"| judge: picks A, share | {picks_a:.3f} |")
     print(f"| judge: calibration error (ECE, 10 bins) | {_ece(list(decided.values())):.3f} |")
     print(f"| judge: probability on A or B, least | {min(c.mass for c in calls.values()):.4f} |")
 

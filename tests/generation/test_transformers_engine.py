@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from generation.engine import Completion, EngineConfig, EngineRuntime, Request, Sampling
 from generation.opening import open_engine
@@ -87,9 +89,10 @@ def test_rows_that_end_early_leave_the_others_as_they_are(engine):
         assert (found[one.request_id].completion_tokens or 0) <= one.sampling.max_tokens
 
 
-def test_without_a_seed_every_reply_is_another(engine):
+def test_without_a_seed_replies_differ(engine):
     asked = [Request(str(i), messages_from("go"), Sampling(max_tokens=12)) for i in range(8)]
-    assert len({c.text for c in engine.complete(asked)}) == 8
+    # One in eight is empty, so that some may be equal; with shared noise all would be.
+    assert len({c.text for c in engine.complete(asked)}) > 2
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (3.0, 1.0), (3.0, 0.6)])
@@ -115,8 +118,9 @@ def test_first_tokens_are_drawn_as_often_as_the_model_says(reference, temperatur
         p = probability / share
         # Five standard errors of a share: one run in a hundred thousand fails by chance.
         assert count / draws == pytest.approx(p, abs=5 * (p * (1 - p) / draws) ** 0.5)
-    lowest = min(expected)
-    assert min(drawn) >= lowest - 2e-4
+    if top_p < 1:
+        # The nucleus holds the token that reaches top_p and none after it.
+        assert min(drawn) == pytest.approx(min(expected), abs=2e-4)
 
 
 def test_choice_probabilities_are_the_models_own_also_far_from_the_top(engine, reference):
@@ -176,6 +180,26 @@ def test_an_answer_ends_where_the_context_does(engine, reference):
     found = answers(engine, [request(text, temperature=0, max_tokens=100)])[text]
     assert len(reference.prompt(text)) == CONTEXT - 4
     assert (found.completion_tokens, found.finish_reason) == (4, "length")
+
+
+def test_padding_takes_no_position_in_a_model_with_absolute_ones(reference):
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(reference.tokenizer), n_positions=CONTEXT, n_embd=32, n_layer=1, n_head=2,
+        initializer_range=0.5, bos_token_id=None, eos_token_id=reference.tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config).eval()
+    engine = TransformersEngine(model, reference.tokenizer)
+    asked = [request(p, temperature=0, max_tokens=8) for p in PROMPTS[:4]]
+    together = answers(engine, asked)
+    for text in PROMPTS[:4]:
+        tokens = torch.tensor([reference.prompt(text)])
+        whole = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=8, do_sample=False,
+            pad_token_id=0,
+        )  # fmt: skip
+        answer = whole[0, tokens.shape[1] :].tolist()
+        assert together[text].text == reference.decode(answer)
 
 
 def test_a_shorter_context_may_be_asked_for(tiny_model):

@@ -99,7 +99,8 @@ def test_seeds_and_not_places_in_the_batch_make_the_noise(engine):
     texts = {c.text for c in engine.complete(same_seed)}
     assert len(texts) == 1
     without = [Request(str(i), messages_from("go"), Sampling(max_tokens=12)) for i in range(8)]
-    assert len({c.text for c in engine.complete(without)}) == 8
+    # One reply in eight is empty, so that some may be equal; with shared noise all would be.
+    assert len({c.text for c in engine.complete(without)}) > 2
 
 
 def test_greedy_replies_are_those_of_transformers(engine, reference):

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from judging.judge import Comparison
+from judging.rubric import load_rubric
+from preferences.records import Candidate, Message, Prompt
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 MINIATURE = Path(__file__).parents[2] / "recipes" / "miniature"
-RUBRIC = (MINIATURE / "rubric.md").read_text("utf-8")
+RUBRIC = load_rubric(str(MINIATURE / "rubric.md"))
 MODELS = ("policy", "judge")
 
 
@@ -35,11 +38,16 @@ def chat(tokenizer: Any, *messages: tuple[str, str], asked: bool = True) -> str:
     return text
 
 
+def question(asked: str, first: str, second: str) -> str:
+    """The judge's user message, as the pipeline renders it."""
+    a, b = (Candidate(text, "p", "test", text, "complete") for text in (first, second))
+    return RUBRIC.render(Comparison(Prompt("p", (Message("user", asked),), "test"), a, b))
+
+
 def verdict(tokenizer: Any, judge: Any, asked: str, first: str, second: str) -> tuple[float, float]:
     """The probabilities of A and B as the next token."""
-    texts = {"prompt": asked, "first": first, "second": second}
-    message = re.sub(r"\{\{(\w+)\}\}", lambda match: texts[match[1]], RUBRIC)
-    tokens = tokenizer(chat(tokenizer, ("user", message)), return_tensors="pt").input_ids
+    text = chat(tokenizer, ("user", question(asked, first, second)))
+    tokens = tokenizer(text, return_tensors="pt").input_ids
     letters = tokenizer.convert_tokens_to_ids(["A", "B"])
     with torch.inference_mode():
         a, b = judge(tokens).logits[0, -1].softmax(-1)[letters].tolist()
@@ -82,6 +90,20 @@ def test_the_completion_after_the_generation_prompt_ends_with_the_end_token(toke
     whole = chat(tokenizer, *turns, ("assistant", "A"), asked=False)
     assert before.endswith("<|im_start|>assistant\n")
     assert whole == before + "A<|im_end|>"
+
+
+@pytest.mark.parametrize("letter", ["A", "B"])
+def test_a_verdict_is_one_token_after_the_rendered_rubric(tokenizer: Any, letter: str) -> None:
+    text = chat(tokenizer, ("user", question("How do I sell the vase?", "Hello!", "Welcome!")))
+    assert text == (
+        "<|im_start|>user\n"
+        "<prompt>How do I sell the vase?</prompt>\n<A>Hello!</A>\n<B>Welcome!</B>\n"
+        "Which is better, A or B?<|im_end|>"
+        "<|im_start|>assistant\n"
+    )
+    before = tokenizer.encode(text, add_special_tokens=False)
+    after = tokenizer.encode(text + letter, add_special_tokens=False)
+    assert after == [*before, tokenizer.convert_tokens_to_ids(letter)]
 
 
 GOOD = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,44 @@ def test_an_exception_in_the_middle_costs_at_most_the_steps_since_the_checkpoint
     assert train(config, red_pairs, run, EVERY_FOUR, progress=stop_once) == expected
     assert len(steps) == 18
     assert not list(run.glob("checkpoint-*"))
+
+
+def test_a_run_whose_folders_were_moved_goes_on_and_one_with_other_weights_does_not(
+    whole: tuple[DPOConfig, Path, TrainingResult], red_pairs: Path, tmp_path: Path
+) -> None:
+    config, expected_run, expected = whole
+
+    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        if step == 13:
+            raise Stop
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(config.model, old / "model")
+    shutil.copytree(red_pairs, old / "pairs")
+    before = config.model_copy(update={"model": str(old / "model")})
+    with pytest.raises(Stop):
+        train(before, old / "pairs", old / "run", EVERY_FOUR, progress=stop)
+    old.rename(new)
+    moved = config.model_copy(update={"model": str(new / "model")})
+    steps: list[int] = []
+    result = train(
+        moved, new / "pairs", new / "run", EVERY_FOUR, progress=lambda step, *_: steps.append(step)
+    )
+    assert steps == [13, 14, 15, 16]
+    assert result.fingerprint == expected.fingerprint
+    assert equal(saved_weights(new / "run", result), saved_weights(expected_run, expected))
+
+    (new / "model" / "generation_config.json").write_text('{"eos_token_id": 3}')
+    with pytest.raises(InputError, match=r"its model was .*old/model, of other content"):
+        train(moved, new / "pairs", new / "run", EVERY_FOUR, progress=silent)
+
+
+def test_an_empty_folder_that_the_store_made_is_taken(
+    make_config: MakeConfig, red_pairs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "alignment").mkdir()
+    config = make_config(max_steps=1, probe=None)
+    assert train(config, red_pairs, tmp_path / "alignment", progress=silent).steps == 1
 
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(
