@@ -91,7 +91,7 @@ def serve_all(store: str, host: str, port: int) -> None:
 
 
 def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
-    from prefect.deployments.runner import EntrypointType
+    from prefect.types.entrypoint import EntrypointType
     from prefect.runner import Runner
 
     from flows.align import align

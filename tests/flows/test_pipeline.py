@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +57,12 @@ def small_miniature(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The small miniature carried out once; the folder and what was printed."""
     folder = tmp_path_factory.mktemp("pipeline")
     run = pairwright("run", small_miniature(folder), cwd=folder)
     assert run.returncode == 0, run.stderr
-    yield folder, run.stdout + run.stderr
+    return folder, run.stdout + run.stderr
 
 
 @pytest.mark.timeout(600)
