@@ -91,8 +91,8 @@ def serve_all(store: str, host: str, port: int) -> None:
 
 
 def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
-    from prefect.types.entrypoint import EntrypointType
     from prefect.runner import Runner
+    from prefect.types.entrypoint import EntrypointType
 
     from flows.align import align
     from flows.build import build

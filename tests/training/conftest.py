@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pytest
 from preferences.records import Messages
 from training.dpo import DPOConfig
 from training.probe import ProbeConfig
-from training.run import TrainingRuntime
+from training.run import TrainingResult, TrainingRuntime
 
 COLOURS = ("red", "blue", "green", "white", "black")
 THINGS = tuple(f"thing{i}" for i in range(48))
@@ -188,3 +188,20 @@ def redder_wins(
 @pytest.fixture
 def red_judge() -> Any:
     return redder_wins
+
+
+def silent(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+    """A progress function that shows nothing."""
+
+
+def saved_weights(run: Path, result: TrainingResult) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    name = "adapter_model" if result.saved == "adapter" else "model"
+    return dict(load_file(run / result.saved / f"{name}.safetensors"))
+
+
+def equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    import torch
+
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
