@@ -1,11 +1,12 @@
 """Do planted preferences come out unflipped and unshifted?
 
-    python benchmarks/label_fidelity.py --prompts 1000000
+    python benchmarks/label_fidelity.py --rows 1000000
 
 Each prompt has a good and a bad answer, told apart by their texts. Answers and verdicts are
-imported from shuffled tables, the sides shown at random, some rows missing and some doubled; the
-real stages make the dataset. A flip is a pair whose chosen answer is not the good one; a shift is a pair with a
-text that belongs to another prompt.
+imported from shuffled tables; the answers' ids, authors and places say nothing of which is good,
+the sides are shown at random, some rows are missing and some stand twice, the second time with the
+sides swapped. The real stages make the dataset and the export. A flip is a pair whose chosen answer
+is not the good one; a shift is a pair with a text that belongs to another prompt.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
+import re
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from table import write_table
+import pyarrow.parquet as pq
+from table import peak_gib, write_table
 
 from flows import stages
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
 from flows.stages import Run
-from preferences.records import Triplet
+from preferences.export import export
 from preferences.store import Store
 
 RECIPE = """
@@ -35,66 +39,96 @@ judges: [{kind: import, name: people, source: verdicts.jsonl}]
 split: {test: 0.05}
 runtime: {shard_size: 8000}
 """
+COPIES = random.Random(0)
+SIDES = ("good", "bad")
 
 
-def plant(folder: Path, prompts: int, seed: int) -> None:
-    """Write the two tables: 2 % of the answers and verdicts are missing, 2 % stand twice."""
-    draw = random.Random(seed)
+def copies() -> int:
+    """Of a row: 2 % are missing, 2 % stand twice."""
+    return COPIES.choices([0, 1, 2], [2, 96, 2])[0]
+
+
+def plant(folder: Path, prompts: int) -> int:
+    """Write the two tables; returns how many prompts have both answers and a verdict."""
+    draw = random.Random(1)
     order = list(range(prompts))
-    for table in ("answers.jsonl", "verdicts.jsonl"):
-        draw.shuffle(order)
-        with (folder / table).open("w") as stream:
-            for n in order:
-                sides = ["good", "bad"]
-                draw.shuffle(sides)
-                if table == "answers.jsonl":
-                    rows = [
-                        {
-                            "prompt": f"question {n}",
-                            "model": s,
-                            "response": f"the {s} answer of {n}",
-                        }
-                        for s in sides
-                    ]
-                else:
-                    verdict = "first" if sides[0] == "good" else "second"
-                    names = {"first": sides[0], "second": sides[1]}
-                    rows = [{"prompt": f"question {n}", **names, "verdict": verdict}]
-                for row in rows:
-                    for _ in range(draw.choices([0, 1, 2], [2, 96, 2])[0]):
-                        stream.write(json.dumps(row) + "\n")
+    whole: Counter[int] = Counter()
+    draw.shuffle(order)
+    with (folder / "answers.jsonl").open("w") as stream:
+        for n in order:
+            for side in draw.sample(SIDES, 2):
+                row = {
+                    "prompt": f"question {n}",
+                    "model": f"model-{(n * 2654435761 >> 7 ^ (side == 'good')) & 1}",
+                    "response_id": name(n, side),
+                    "response": f"This is {side}-{n}, an answer.",
+                }
+                times = copies()
+                whole[n] += times > 0
+                stream.write((json.dumps(row) + "\n") * times)
+    draw.shuffle(order)
+    pairs = 0
+    with (folder / "verdicts.jsonl").open("w") as stream:
+        for n in order:
+            times = copies()
+            pairs += times > 0 and whole[n] == 2
+            for _ in range(times):
+                stream.write(json.dumps(verdict(n, draw.sample(SIDES, 2))) + "\n")
+    return pairs
+
+
+def name(n: int, side: str) -> str:
+    """An answer's id: even for the good one of some prompts and odd for that of the others."""
+    return f"r{2 * n + ((side == 'good') ^ (n // 3 & 1))}"
+
+
+def verdict(n: int, shown: list[str]) -> dict[str, Any]:
+    """A row that says, truthfully, which of the two answers shown is better."""
+    first, second = (name(n, side) for side in shown)
+    better = "first" if shown[0] == "good" else "second"
+    return {"prompt": f"question {n}", "first": first, "second": second, "verdict": better}
+
+
+def check(folder: Path) -> Counter[str]:
+    """Read the export back and count."""
+    found: Counter[str] = Counter()
+    text = re.compile(r"This is (good|bad)-(\d+), an answer\.")
+    for path in sorted((folder / "data").glob("*.parquet")):
+        for batch in pq.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number = row["prompt"].removeprefix("question ")
+                chosen, rejected = text.fullmatch(row["chosen"]), text.fullmatch(row["rejected"])
+                assert chosen is not None and rejected is not None
+                found["pairs"] += 1
+                found["flips"] += (chosen[1], rejected[1]) != SIDES
+                found["shifts"] += not chosen[2] == rejected[2] == number
+    return found
 
 
 def main() -> None:
-    """Plant, build, count."""
+    """Plant, build, export, count."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prompts", type=int, default=20_000)
-    prompts = parser.parse_args().prompts
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        plant(folder, prompts, seed=0)
+    parser.add_argument("--rows", type=int, default=100_000, help="prompts")
+    rows = parser.parse_args().rows
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        expected = plant(folder, rows)
         (folder / "recipe.yaml").write_text(RECIPE)
-        recipe = load_recipe(folder / "recipe.yaml")
         started = time.perf_counter()
-        run = Run(make_plan(recipe), Store(folder / "store"), Progress())
+        plan, store = make_plan(load_recipe(folder / "recipe.yaml")), Store(folder / "store")
+        run = Run(plan, store, Progress())
         stages.make_prompts(run)
         stages.make_candidates(run, 0)
         stages.make_judgments(run, 0)
         stages.make_rankings(run)
         stages.make_preferences(run)
         stages.make_dataset(run, RECIPE)
+        export(Path(store.folder(plan.dataset)), folder / "plain", "plain", "planted")
         seconds = time.perf_counter() - started
-        flips = shifts = pairs = 0
-        for split in ("train", "test"):
-            for triplet in run.store.read(run.plan.dataset, Triplet, kind=f"data/{split}"):
-                pairs += 1
-                number = triplet.prompt[0].content.removeprefix("question ")
-                chosen, rejected = triplet.chosen[0].content, triplet.rejected[0].content
-                flips += not chosen.startswith("the good") or not rejected.startswith("the bad")
-                shifts += not (chosen.endswith(f" {number}") and rejected.endswith(f" {number}"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    header = ["prompts", "pairs", "flips", "shifts", "seconds", "peak GiB"]
-    row = [f"{prompts:,}", f"{pairs:,}", str(flips), str(shifts), f"{seconds:.0f}", f"{peak:.2f}"]
+        found = check(folder / "plain")
+    header = ["prompts", "pairs owed", "pairs", "flips", "shifts", "seconds", "peak GiB"]
+    counts = [rows, expected, found["pairs"], found["flips"], found["shifts"]]
+    row = [*(f"{count:,}" for count in counts), f"{seconds:.0f}", f"{peak_gib():.2f}"]
     write_table("label_fidelity", header, [row])
 
 

@@ -87,6 +87,8 @@ class Journal:
             for line in self._store.fs.cat_file(path).splitlines():
                 try:
                     entry = json.loads(line)
-                    yield entry["key"], dict(entry["reply"])
+                    key, reply = entry["key"], entry["reply"]
                 except (ValueError, KeyError, TypeError):
-                    continue  # Torn or malformed: the call is owed again.
+                    continue  # Torn: the call is owed again.
+                if isinstance(key, str) and isinstance(reply, dict):
+                    yield key, reply

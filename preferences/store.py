@@ -147,6 +147,10 @@ class Store:
 
     def finish(self, artifact: Artifact, manifest: Manifest) -> None:
         """Declare an artifact complete. Nothing in it changes after this."""
+        cuts = {_cut(part) for part in manifest.parts if "-of-" in part}
+        for path in self.fs.glob(f"{self.folder(artifact)}/**/*-of-*.parquet") if cuts else ():
+            if _cut(path) not in cuts:
+                self.fs.rm_file(path)  # Left by an interrupted run with other shards.
         self.write_text(
             f"{self.folder(artifact)}/manifest.json",
             json.dumps(asdict(manifest), indent=1, sort_keys=True, ensure_ascii=False) + "\n",
@@ -205,7 +209,7 @@ class Store:
 
     def tables(self, artifact: Artifact, kind: str = "part") -> Iterator[pa.Table]:
         """The same as Arrow tables, one for each row group."""
-        for path in sorted(self.fs.glob(f"{self.folder(artifact)}/{kind}-*-of-*.parquet")):
+        for path in self._files(artifact, kind):
             with self.fs.open(path, "rb") as stream, pq.ParquetFile(stream) as file:
                 for group in range(file.num_row_groups):
                     yield file.read_row_group(group)
@@ -213,10 +217,18 @@ class Store:
     def count(self, artifact: Artifact, kind: str = "part") -> int:
         """How many rows the artifact's parts hold."""
         total = 0
-        for path in self.fs.glob(f"{self.folder(artifact)}/{kind}-*-of-*.parquet"):
+        for path in self._files(artifact, kind):
             with self.fs.open(path, "rb") as stream:
                 total += pq.read_metadata(stream).num_rows
         return total
+
+    def _files(self, artifact: Artifact, kind: str) -> list[str]:
+        """The files of one cut: an interrupted run with other shards can have left some of its."""
+        cuts: dict[str, list[str]] = {}
+        for path in sorted(self.fs.glob(f"{self.folder(artifact)}/{kind}-*-of-*.parquet")):
+            cuts.setdefault(_cut(path), []).append(path)
+        whole = [paths for count, paths in cuts.items() if len(paths) == int(count)]
+        return whole[0] if whole else [path for paths in cuts.values() for path in paths]
 
     # Claims
 
@@ -335,6 +347,11 @@ class Store:
     def _read(self, path: str) -> pa.Table:
         with self.fs.open(path, "rb") as stream:
             return pq.read_table(stream)
+
+
+def _cut(path: str) -> str:
+    """Of how many shards a part is one: `008` for `part-003-of-008.parquet`."""
+    return path.removesuffix(".parquet").rsplit("-", 1)[-1]
 
 
 def work_through(
