@@ -98,7 +98,8 @@ def check(folder: Path) -> Counter[str]:
             for row in batch.to_pylist():
                 number = row["prompt"].removeprefix("question ")
                 chosen, rejected = text.fullmatch(row["chosen"]), text.fullmatch(row["rejected"])
-                assert chosen is not None and rejected is not None
+                assert chosen is not None
+                assert rejected is not None
                 found["pairs"] += 1
                 found["flips"] += (chosen[1], rejected[1]) != SIDES
                 found["shifts"] += not chosen[2] == rejected[2] == number

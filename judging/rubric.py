@@ -19,7 +19,7 @@ from preferences.records import Messages
 from preferences.tables import suggestion
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
-_TAG = re.compile(r"</?\w+>")
+_TAG = re.compile(r"<\s*/?\s*(\w+)\s*>")
 _NEEDED = {"prompt", "first", "second"}
 
 
@@ -42,7 +42,7 @@ class Rubric:
             "first": comparison.first.response,
             "second": comparison.second.response,
         }
-        tags = set(_TAG.findall(self.text))
+        tags = {name.lower() for name in _TAG.findall(self.text)}
         return _PLACEHOLDER.sub(lambda match: _disarm(values[match[1]], tags), self.text)
 
 
@@ -75,4 +75,5 @@ def conversation_text(messages: Messages) -> str:
 
 
 def _disarm(text: str, tags: set[str]) -> str:
-    return _TAG.sub(lambda m: f"‹{m[0][1:-1]}›" if m[0] in tags else m[0], text)
+    # Models read `</A >` and `</a>` as they read `</A>`.
+    return _TAG.sub(lambda m: f"‹{m[0][1:-1]}›" if m[1].lower() in tags else m[0], text)
