@@ -12,6 +12,7 @@ import difflib
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -42,7 +43,7 @@ def read_rows(source: str, split: str = "train") -> Iterator[tuple[str, Row]]:
             stream: Any = gzip.GzipFile(fileobj=raw) if source.endswith(".gz") else raw
             try:
                 yield from _FILE_READERS[table_suffix(source) or ""](name, stream)
-            except (gzip.BadGzipFile, EOFError) as error:
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise InputError(f"{name}: damaged gzip file ({error}); fetch it anew") from error
     except FileNotFoundError:
         raise InputError(f"{source}: no such file; check the path") from None
