@@ -117,9 +117,7 @@ def split_answers(chosen: Messages, rejected: Messages, place: str) -> tuple[Mes
     """Two whole conversations as the turns they share and the answer each ends with."""
     for messages in (chosen, rejected):
         if not messages or messages[-1].role != "assistant":
-            raise InputError(
-                f"{place}: a conversation does not end with an answer; mend or remove the row"
-            )
+            raise InputError(f"{place}: a conversation ends with the user, not with an answer")
     if chosen[:-1] != rejected[:-1]:
         raise InputError(f"{place}: the two conversations differ before their last answer")
     return chosen[:-1], chosen[-1].content, rejected[-1].content

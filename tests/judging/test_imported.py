@@ -30,7 +30,9 @@ def config(**values: Any) -> ImportedJudgments:
 def taken(
     config: ImportedJudgments, *rows: dict[str, Any], of: Group = OF
 ) -> list[Judgment | Dropped]:
-    return list(import_judgments(config, [(f"j.jsonl:{n}", r) for n, r in enumerate(rows, 1)], [of]))
+    return list(
+        import_judgments(config, [(f"j.jsonl:{n}", r) for n, r in enumerate(rows, 1)], [of])
+    )
 
 
 def row(first: str = "model 0", second: str = "model 1", **said: Any) -> dict[str, Any]:

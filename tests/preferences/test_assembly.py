@@ -32,7 +32,9 @@ def ranking(*means: float, judged: bool = True) -> Ranking:
 
 
 def assembled(
-    of: Ranking, texts: tuple[str, ...] = ANSWERS, statuses: dict[int, str] | None = None,
+    of: Ranking,
+    texts: tuple[str, ...] = ANSWERS,
+    statuses: dict[int, str] | None = None,
     **values: object,
 ) -> list[Preference | Dropped]:
     found = [answer(n, text, (statuses or {}).get(n, "complete")) for n, text in enumerate(texts)]
