@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -82,11 +82,10 @@ def serve_all(store: str, host: str, port: int) -> None:
         raise InputError(f"{store}: nothing is deployed; `pairwright deploy RECIPE` first")
     prefect_settings.apply()
     os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
-    # A shell starts background jobs with Ctrl-C ignored; here it always means the end.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _as_interrupt)
     with _server(place, host, port) as url:
         print(f"Prefect: {url.removesuffix('/api')}", flush=True)
+        signal.signal(signal.SIGINT, _leave)
         _serve(recorded, store)
 
 
@@ -138,13 +137,13 @@ def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
         print(f"Serving {name}: {deployment.cron or 'on demand'}", flush=True)
     print("Ctrl-C stops everything.", flush=True)
 
-    class Patient(Runner):
-        """Stops on SIGTERM as it does on Ctrl-C, where Prefect's own way ends in a traceback."""
+    class Obedient(Runner):
+        """Stops on SIGTERM as on Ctrl-C; Prefect's own farewell ends in a traceback."""
 
         def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
-    runner = Patient(pause_on_shutdown=False)
+    runner = Obedient(pause_on_shutdown=False)
     for each in served:
         runner.add_deployment(each)
     asyncio.run(runner.start())
@@ -237,6 +236,22 @@ def _check_cron(cron: str) -> None:
         CronSchedule(cron=cron)
     except ValueError as error:
         raise InputError(f"--cron {cron!r}: not a schedule; five fields, as '0 3 * * *'") from error
+
+
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """End at once with all children. Every stage goes on where it stopped."""
+    import psutil
+
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    for child in alive:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    print("Stopped.", flush=True)
+    os._exit(0)
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:

@@ -131,6 +131,8 @@ def _near(threshold: float) -> Any:
 
     def matches(prompt: Prompt) -> tuple[str, str] | None:
         pieces = frozenset(_runs(_words(_text(prompt)), SHINGLE_WORDS))
+        if not pieces:
+            return None
         sketch = MinHash(num_perm=PERMUTATIONS)
         sketch.update_batch([piece.encode() for piece in pieces])
         for other in sorted(index.query(sketch)):
@@ -171,7 +173,9 @@ def _words(text: str) -> list[str]:
 
 
 def _runs(words: list[str], length: int) -> Iterator[str]:
-    """Every run of `length` words; of a shorter text, the whole."""
+    """Every run of `length` words; of a shorter text, the whole; of one without words, none."""
+    if not words:
+        return
     for start in range(max(len(words) - length, 0) + 1):
         yield " ".join(words[start : start + length])
 
