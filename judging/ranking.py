@@ -1,74 +1,56 @@
-"""Judgments in, a posterior over the candidates' quality out.
-
-Bradley–Terry with a Gaussian prior, fitted by Newton's method for many prompts at once:
-
-    P(i beats j) = σ(θ_i - θ_j),   θ ~ N(0, PRIOR_VARIANCE),   posterior ≈ N(mode, Hessian⁻¹)
-
-The prior keeps every group finite: a candidate that never lost has a high mean and a wide
-variance, candidates that were never compared have the prior's, a group of ties is all equal.
-A probability p counts as p wins and 1 - p losses, a tie as half of each.
-"""
+"""Judgments in, a posterior over the candidates' quality out, by the noise model of `noise`."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 
+from judging.calls import columns
 from judging.judge import Group
+from judging.noise import Array, Noise, fit_noise, posterior
 from preferences.records import Judgment, Ranking
 
-PRIOR_VARIANCE = 2.0
-"""Chosen so that one outright verdict gives P = 0.68, what one person's verdict is worth in
-predicting another's (published agreement between people: 63-77 %)."""
-TOLERANCE = 1e-10
-MAX_STEPS = 100
-LONGEST_STEP = 1.5
-"""Newton on a log-logistic can overshoot where it is flat; this keeps it inside its basin."""
-
-Array = npt.NDArray[np.float64]
+DRAWS = 512
+"""Of the posterior, for what has no closed form: a probability is off by at most about 0.02."""
 
 
-def rank(groups: Sequence[Group], judgments: Iterable[Judgment]) -> Iterator[Ranking]:
+def rank(
+    groups: Sequence[Group], judgments: Iterable[Judgment], noise: Noise | None = None
+) -> Iterator[Ranking]:
     """One ranking for each group, in the order of the groups."""
-    by_prompt: dict[str, list[Judgment]] = defaultdict(list)
-    for judgment in judgments:
-        by_prompt[judgment.prompt_id].append(judgment)
-    # Groups of one size are fitted together.
-    by_size: dict[int, list[int]] = defaultdict(list)
-    wins: list[Array] = []
-    for number, group in enumerate(groups):
-        wins.append(win_counts(group, by_prompt[group.prompt.prompt_id]))
-        by_size[len(group.candidates)].append(number)
-    means: dict[int, Array] = {}
-    covariances: dict[int, Array] = {}
-    for numbers in by_size.values():
-        mean, covariance = fit(np.stack([wins[n] for n in numbers]))
+    by_prompt = _by_prompt(judgments)
+    means: dict[int, list[float]] = {}
+    covariances: dict[int, list[float]] = {}
+    for numbers, calls in columns(groups, by_prompt):
+        found = posterior(calls, noise or Noise())
         for place, number in enumerate(numbers):
-            means[number], covariances[number] = mean[place], covariance[place]
+            means[number] = found.mean[place].tolist()
+            covariances[number] = found.covariance[place].ravel().tolist()
     for number, group in enumerate(groups):
         yield Ranking(
             prompt_id=group.prompt.prompt_id,
             candidate_ids=tuple(c.candidate_id for c in group.candidates),
-            mean=tuple(means[number].tolist()),
-            covariance=tuple(covariances[number].ravel().tolist()),
+            mean=tuple(means[number]),
+            covariance=tuple(covariances[number]),
             judgment_ids=tuple(j.judgment_id for j in by_prompt[group.prompt.prompt_id]),
         )
 
 
-def win_counts(group: Group, judgments: Iterable[Judgment]) -> Array:
-    """How often row beat column, shape (K, K); soft verdicts and ties count in parts."""
-    place = {c.candidate_id: n for n, c in enumerate(group.candidates)}
-    wins = np.zeros((len(place), len(place)))
-    for first, second, probability in comparisons(judgments):
-        if first in place and second in place:
-            wins[place[first], place[second]] += probability
-            wins[place[second], place[first]] += 1 - probability
-    return wins
+def learn_noise(groups: Sequence[Group], judgments: Iterable[Judgment]) -> Noise:
+    """How the judges of these groups err; a thousand prompts are plenty."""
+    return fit_noise([calls for _, calls in columns(groups, _by_prompt(judgments))])
+
+
+def _by_prompt(judgments: Iterable[Judgment]) -> dict[str, list[Judgment]]:
+    by_prompt: dict[str, list[Judgment]] = defaultdict(list)
+    for judgment in judgments:
+        by_prompt[judgment.prompt_id].append(judgment)
+    return by_prompt
 
 
 def comparisons(judgments: Iterable[Judgment]) -> Iterator[tuple[str, str, float]]:
@@ -96,32 +78,6 @@ def comparisons(judgments: Iterable[Judgment]) -> Iterator[tuple[str, str, float
             yield first, second, _sigmoid(score - other) if soft_score else _outright(score - other)
 
 
-def fit(wins: Array) -> tuple[Array, Array]:
-    """Posterior mean, shape (groups, K), and covariance, shape (groups, K, K), from win counts."""
-    groups, size, _ = wins.shape
-    games = wins + wins.transpose(0, 2, 1)
-    theta = np.zeros((groups, size))
-    identity = np.eye(size)
-    for _ in range(MAX_STEPS):
-        gradient, precision = _derivatives(wins, games, theta, identity)
-        step = np.linalg.solve(precision, gradient[..., None])[..., 0]
-        longest = np.abs(step).max(axis=1, keepdims=True)
-        theta += step * np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
-        if longest.max(initial=0.0) < TOLERANCE:
-            break
-    _, precision = _derivatives(wins, games, theta, identity)
-    return theta, np.asarray(np.linalg.inv(precision), dtype=np.float64)
-
-
-def _derivatives(wins: Array, games: Array, theta: Array, identity: Array) -> tuple[Array, Array]:
-    """Gradient of the log-posterior and minus its Hessian."""
-    expected = 1 / (1 + np.exp(theta[:, None, :] - theta[:, :, None]))
-    gradient = (wins - games * expected).sum(axis=2) - theta / PRIOR_VARIANCE
-    weight = games * expected * (1 - expected)
-    diagonal = weight.sum(axis=2) + 1 / PRIOR_VARIANCE
-    return gradient, diagonal[..., None] * identity - weight
-
-
 def win_probability(ranking: Ranking, one: int, other: int) -> float:
     """P(candidate `one` beats candidate `other`), uncertainty of the fit included.
 
@@ -145,3 +101,32 @@ def _sigmoid(x: float) -> float:
 
 def _outright(difference: float) -> float:
     return 0.5 if difference == 0 else float(difference > 0)
+
+
+def best_probabilities(mean: Array, covariance: Array) -> Array:
+    """P(each candidate is the best), for groups of one size: shapes (G, K) and (G, K, K)."""
+    drawn = _drawn(mean, covariance)
+    best = drawn.argmax(axis=2)
+    shares: Array = (best[:, :, None] == np.arange(mean.shape[1])).mean(axis=1)
+    return shares
+
+
+def expected_regret(mean: Array, covariance: Array) -> Array:
+    """By how much, in logits, the best candidate is expected to beat the one held for the best."""
+    drawn = _drawn(mean, covariance)
+    chosen = np.take_along_axis(drawn, mean.argmax(axis=1)[:, None, None], axis=2)[:, :, 0]
+    regret: Array = (drawn.max(axis=2) - chosen).mean(axis=1)
+    return regret
+
+
+def _drawn(mean: Array, covariance: Array) -> Array:
+    """The same standard draws for every group, so that a group's numbers are its own."""
+    root = np.linalg.cholesky(covariance)
+    drawn: Array = mean[:, None, :] + np.einsum("dk,gjk->gdj", _standard(mean.shape[1]), root)
+    return drawn
+
+
+@cache
+def _standard(size: int) -> Array:
+    half = np.random.default_rng(0).standard_normal((DRAWS // 2, size))
+    return np.concatenate([half, -half])

@@ -26,7 +26,16 @@ SCHEMA_VERSION = 1
 Verdict = Literal["first", "second", "tie"]
 Status = Literal["complete", "truncated", "empty", "failed"]
 JudgmentKind = Literal[
-    "pairwise", "reward_model", "verifier", "human", "imported", "feedback", "prior"
+    "pairwise",
+    "pairwise_reasoned",
+    "pointwise",
+    "listwise",
+    "reward_model",
+    "verifier",
+    "human",
+    "imported",
+    "feedback",
+    "prior",
 ]
 
 

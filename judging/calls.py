@@ -1,0 +1,137 @@
+"""Judgments as columns of numbers, for the noise model."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from judging.judge import Group
+from judging.noise import Calls
+from preferences.records import Judgment
+
+LONGEST_LOG_ODDS = 7.0
+"""P = 0.999: what a judge says beyond this is its rounding more than its opinion."""
+OUTRIGHT = {"first": 1.0, "second": -1.0, "tie": 0.0}
+ON_A_SCALE = ("reward_model", "pointwise")
+"""Judges whose scores of single answers can be subtracted; others' can only be ordered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One comparison that a judgment holds."""
+
+    judge: str
+    first: str
+    second: str
+    value: float
+    """Log-odds that the first is better; for verdicts 1, -1, or between them for a part."""
+    is_soft: bool
+    has_order: bool
+    weight: float = 1.0
+
+
+def calls_of(judgments: Iterable[Judgment]) -> Iterator[Call]:
+    """The comparisons in a prompt's judgments. Failures say nothing."""
+    single: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
+    for judgment in judgments:
+        if judgment.failure is not None:
+            continue
+        judge = _rater(judgment)
+        if len(judgment.candidate_ids) == 1:
+            if judgment.scores is not None:
+                scored = (judgment.candidate_ids[0], judgment.scores[0])
+                single[judge, judgment.kind].append(scored)
+            continue
+        first, second = judgment.candidate_ids
+        if judgment.probability is not None:
+            yield _from_probability(judge, first, second, judgment)
+        elif judgment.verdict is not None:
+            yield Call(judge, first, second, OUTRIGHT[judgment.verdict], False, True)
+        elif judgment.scores is not None:
+            yield Call(judge, first, second, _sign(*judgment.scores), False, False)
+    for (judge, kind), scored_ones in single.items():
+        weight = 1 / len(scored_ones)
+        for (first, score), (second, other) in combinations(scored_ones, 2):
+            if kind in ON_A_SCALE:
+                yield Call(judge, first, second, score - other, True, False, weight)
+            else:
+                yield Call(judge, first, second, _sign(score, other), False, False)
+
+
+def columns(
+    groups: Sequence[Group], judgments: Mapping[str, Sequence[Judgment]]
+) -> list[tuple[list[int], Calls]]:
+    """All that was said about the groups, by prompt id, for the groups of each size together.
+
+    Each entry has the groups' places in `groups`. What names a candidate that is not in its group,
+    or one twice, says nothing.
+    """
+    said = {
+        g.prompt.prompt_id: list(calls_of(judgments.get(g.prompt.prompt_id, ()))) for g in groups
+    }
+    names = sorted({call.judge for calls in said.values() for call in calls})
+    judges = {name: number for number, name in enumerate(names)}
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        by_size[len(group.candidates)].append(number)
+    found = []
+    for size, numbers in sorted(by_size.items()):
+        pair = {p: n for n, p in enumerate(combinations(range(size), 2))}
+        rows = []
+        for place, number in enumerate(numbers):
+            group = groups[number]
+            at = {c.candidate_id: n for n, c in enumerate(group.candidates)}
+            for call in said[group.prompt.prompt_id]:
+                i, k = at.get(call.first, -1), at.get(call.second, -1)
+                if i == k or min(i, k) < 0:
+                    continue
+                cell = place * len(pair) + pair[min(i, k), max(i, k)]
+                sign = 1.0 if i < k else -1.0
+                about = (call.value, call.is_soft, call.has_order, call.weight)
+                rows.append((cell, sign, judges[call.judge], *about))
+        table = np.array(rows, dtype=np.float64).reshape(-1, 7).T
+        cells, signs, by, values, soft, ordered, weights = table
+        found.append(
+            (
+                numbers,
+                Calls(
+                    groups=len(numbers),
+                    size=size,
+                    cell=cells.astype(np.int64),
+                    sign=signs,
+                    judge=by.astype(np.int64),
+                    value=values,
+                    is_soft=soft > 0,
+                    has_order=ordered > 0,
+                    weight=weights,
+                    judges=tuple(names),
+                ),
+            )
+        )
+    return found
+
+
+def _rater(judgment: Judgment) -> str:
+    return f"{judgment.judge}/{judgment.annotator}" if judgment.annotator else judgment.judge
+
+
+def _from_probability(judge: str, first: str, second: str, judgment: Judgment) -> Call:
+    assert judgment.probability is not None
+    probability = judgment.probability
+    # A share of a few sampled verdicts, or an outright 0 or 1, is no log-odds.
+    if judgment.kind == "pairwise_reasoned" or (
+        judgment.kind != "pairwise" and probability in (0.0, 0.5, 1.0)
+    ):
+        return Call(judge, first, second, 2 * probability - 1, False, True)
+    low = 1 / (1 + math.exp(LONGEST_LOG_ODDS))
+    inside = min(max(probability, low), 1 - low)
+    return Call(judge, first, second, math.log(inside / (1 - inside)), True, True)
+
+
+def _sign(one: float, other: float) -> float:
+    return float((one > other) - (one < other))

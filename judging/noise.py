@@ -1,0 +1,354 @@
+"""How judges err, and what their verdicts say of the candidates all the same.
+
+Candidate i of a prompt has a quality θ_i ~ N(0, v), in logits. A pair (i, k) of it looks like
+
+    η_ik = θ_i - θ_k + u_ik,   u_ik ~ N(0, τ²)
+
+to everybody: u is what all judges and both orders have in common, so asking about a pair again and
+again never makes it certain. Judge j, shown i first, gives
+
+    a log-odds    y = κ_j η_ik + b_j + ε,   ε ~ N(0, s_j²)          where its probability is read,
+    a verdict     i : k : tie  =  e^(x/2) : e^(-x/2) : e^λ_j,  x = κ_j η_ik + b_j    where words are
+
+(the second is Davidson 1970 with an order effect, Davidson & Beaver 1977). κ is how strongly the
+judge speaks, b how much it likes the first place. `posterior` finds θ for known noise, for many
+prompts at once; `fit_noise` finds the noise by expectation-maximisation. Log-odds alone are one
+linear solve; verdicts take a few Newton steps, with u eliminated pair by pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+TOLERANCE = 1e-10
+MAX_STEPS = 100
+LONGEST_STEP = 1.5
+"""Newton on a log-logistic can overshoot where it is flat; this keeps it inside its basin."""
+EM_STEPS = 200
+EM_TOLERANCE = 3e-4
+PRIOR_CALLS = 4.0
+"""The defaults below count as so many calls each when noise is fitted: few data stay near them."""
+
+
+@dataclass(frozen=True)
+class JudgeNoise:
+    """How one judge's answers come from what there is to see."""
+
+    scale: float = 1.0
+    """κ: log-odds of the judge's for one of quality. The judges' mean, by calls, is 1."""
+    bias: float = 0.0
+    """b: log-odds in favour of what is shown first."""
+    variance: float = 1.0
+    """s²: of the log-odds around what the judge says on average. Not used for verdicts."""
+    tie: float = -2.0
+    """λ: log-weight of a tie. Not used for log-odds."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of all judges, and how far candidates differ."""
+
+    judges: Mapping[str, JudgeNoise] = field(default_factory=dict)
+    """By name; a judge that is not here has the default."""
+    pair_variance: float = 0.05
+    """τ²: what repeated and other judges' calls about a pair have in common."""
+    quality_variance: float = 2.0
+    """v. With the other defaults one outright verdict gives P = 0.68, what one person's verdict is
+    worth in predicting another's (published agreement between people: 63-77 %)."""
+
+    def of(self, judge: str) -> JudgeNoise:
+        """The judge's noise, or the default."""
+        return self.judges.get(judge, JudgeNoise())
+
+
+@dataclass(frozen=True)
+class Calls:
+    """What was said about `groups` groups of `size` candidates, as columns of one row a call."""
+
+    groups: int
+    size: int
+    cell: Integers
+    """Which pair of which group: group · pairs + pair, pairs in the order of `pairs(size)`."""
+    sign: Array
+    """1 where the pair's first candidate was shown first, -1 where its second was."""
+    judge: Integers
+    """Place in `judges`."""
+    value: Array
+    """Log-odds for the first shown; for verdicts 1, -1, or 0 for a tie."""
+    is_soft: Booleans
+    """Whether `value` is log-odds."""
+    has_order: Booleans
+    """Whether the judge saw one before the other, so that its bias matters."""
+    weight: Array
+    """1; 1/size for the differences of scores, which are fewer than they seem: K scores about
+    their mean are worth Σ (d_ik)² / K over all K(K-1)/2 differences."""
+    judges: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is known of the candidates of groups of one size, and of every pair of theirs."""
+
+    mean: Array
+    """Of θ, shape (groups, K)."""
+    covariance: Array
+    """Of θ, shape (groups, K, K)."""
+    pair_mean: Array
+    """Of η, shape (groups · pairs)."""
+    pair_variance: Array
+    """Of η."""
+    common: Array
+    """E[u²], shape (groups · pairs)."""
+
+
+def pairs(size: int) -> tuple[Integers, Integers]:
+    """The first and the second candidate of every pair of a group."""
+    first, second = np.triu_indices(size, 1)
+    return first.astype(np.int64), second.astype(np.int64)
+
+
+def posterior(calls: Calls, noise: Noise) -> Posterior:
+    """Mean and covariance of the candidates' quality given the calls (Laplace's approximation).
+
+    Exact for log-odds. Always finite: what was never compared has the prior's mean and variance.
+    """
+    cells = calls.groups * len(pairs(calls.size)[0])
+    scale, bias, variance, tie = _of_calls(calls, noise)
+    soft, hard = calls.is_soft, ~calls.is_soft
+
+    def summed(where: Booleans, values: Array) -> Array:
+        counts: Array = np.bincount(calls.cell[where], values, minlength=cells).astype(np.float64)
+        return counts
+
+    weight = (calls.weight * scale**2 / variance)[soft]
+    target = (calls.sign * (calls.value - bias) / scale)[soft]
+    precision, moment = summed(soft, weight), summed(soft, weight * target)
+    if not hard.any():
+        return _solve(calls, noise, precision, moment)
+    sign, cell = calls.sign[hard], calls.cell[hard]
+    scale, bias, tie, value = scale[hard], bias[hard], tie[hard], calls.value[hard]
+    eta = np.zeros(cells)
+    for _ in range(MAX_STEPS):
+        slope, curve = _davidson(scale * sign * eta[cell] + bias, value, tie)
+        curvature = summed(hard, scale**2 * curve)
+        gradient = summed(hard, scale * sign * slope)
+        found = _solve(calls, noise, precision + curvature, moment + curvature * eta + gradient)
+        step = found.pair_mean - eta
+        longest = np.abs(step).max(initial=0.0)
+        if longest < TOLERANCE:
+            break
+        # Each group by itself: what one prompt holds never changes another's ranking.
+        far = np.abs(step).reshape(calls.groups, -1).max(axis=1, keepdims=True)
+        eta = eta + (step.reshape(calls.groups, -1) * _shorten(far)).ravel()
+    return found
+
+
+def _shorten(longest: Array) -> Array:
+    return np.minimum(1.0, LONGEST_STEP / np.maximum(longest, 1e-300))
+
+
+def _of_calls(calls: Calls, noise: Noise) -> tuple[Array, Array, Array, Array]:
+    """Each call's κ, b, s² and λ."""
+    known = [noise.of(name) for name in calls.judges]
+    table = np.array([(j.scale, j.bias, j.variance, j.tie) for j in known]).reshape(-1, 4)
+    scale, bias, variance, tie = table[calls.judge].T
+    return scale, np.where(calls.has_order, bias, 0.0), variance, tie
+
+
+def _davidson(x: Array, value: Array, tie: Array) -> tuple[Array, Array]:
+    """Slope of a verdict's log-likelihood in x, and minus its curvature."""
+    first, second, _ = _davidson_shares(x, tie)
+    lead = first - second
+    return (value - lead) / 2, (first + second - lead**2) / 4
+
+
+def _davidson_shares(x: Array, tie: Array) -> tuple[Array, Array, Array]:
+    logits = np.stack([x / 2, -x / 2, np.broadcast_to(tie, x.shape)])
+    weights = np.exp(logits - logits.max(axis=0))
+    first, second, drawn = weights / weights.sum(axis=0)
+    return first, second, drawn
+
+
+def _solve(calls: Calls, noise: Noise, precision: Array, moment: Array) -> Posterior:
+    """θ and η for Gaussian calls: each pair's, summed, have this precision and this moment."""
+    first, second = pairs(calls.size)
+    shape = (calls.groups, len(first))
+    common = noise.pair_variance
+    # A pair's calls see θ_i - θ_k with the variance of their mean plus that of u.
+    weight = (precision / (1 + common * precision)).reshape(shape)
+    pull = (moment / (1 + common * precision)).reshape(shape)
+    inverse = np.zeros((calls.groups, calls.size, calls.size))
+    inverse[:, first, second] = inverse[:, second, first] = -weight
+    rows = np.arange(calls.size)
+    inverse[:, rows, rows] = 1 / noise.quality_variance - inverse.sum(axis=2)
+    covariance: Array = np.linalg.inv(inverse).astype(np.float64)
+    evidence = np.zeros((calls.groups, calls.size))
+    for pair, (i, k) in enumerate(zip(first, second, strict=True)):
+        evidence[:, i] += pull[:, pair]
+        evidence[:, k] -= pull[:, pair]
+    mean = np.einsum("gij,gj->gi", covariance, evidence)
+    apart = (mean[:, first] - mean[:, second]).ravel()
+    spread = (
+        covariance[:, first, first] + covariance[:, second, second]
+        - 2 * covariance[:, first, second]
+    ).ravel()  # fmt: skip
+    # Given θ, η lies between θ_i - θ_k and what the calls say; `share` is the latter's part.
+    share = common * precision / (1 + common * precision)
+    eta = (apart + common * moment) / (1 + common * precision)
+    own = common * (1 - share)
+    return Posterior(
+        mean=mean,
+        covariance=covariance,
+        pair_mean=eta,
+        pair_variance=(1 - share) ** 2 * spread + own,
+        common=(eta - apart) ** 2 + share**2 * spread + own,
+    )
+
+
+def fit_noise(batches: Sequence[Calls]) -> Noise:
+    """The noise under which these calls are likeliest, near the defaults where they are few.
+
+    Batches hold groups of different sizes and share `judges`. Expectation over θ and u by
+    `posterior`, maximisation in closed form for log-odds, by Newton for verdicts.
+    """
+    noise = Noise()
+    batches = [calls for calls in batches if len(calls.cell)]
+    if not batches:
+        return noise
+    for _ in range(EM_STEPS):
+        before = noise
+        noise = _maximise(batches, [posterior(calls, noise) for calls in batches], noise)
+        if _apart(before, noise) < EM_TOLERANCE:
+            break
+    return noise
+
+
+def _maximise(batches: Sequence[Calls], found: Sequence[Posterior], noise: Noise) -> Noise:
+    names = batches[0].judges
+    judge = np.concatenate([c.judge for c in batches])
+    soft = np.concatenate([c.is_soft for c in batches])
+    value = np.concatenate([c.value for c in batches])
+    ordered = np.concatenate([c.has_order for c in batches])
+    weight = np.concatenate([c.weight for c in batches])
+    x = np.concatenate([c.sign * p.pair_mean[c.cell] for c, p in zip(batches, found, strict=True)])
+    spread = np.concatenate([p.pair_variance[c.cell] for c, p in zip(batches, found, strict=True)])
+    # Verdicts tell too little of u: where there are no log-odds, the default stands.
+    seen = [np.unique(c.cell[c.is_soft]) for c in batches]
+    common = np.concatenate([p.common[cells] for p, cells in zip(found, seen, strict=True)])
+    squares = [p.mean**2 + np.einsum("gii->gi", p.covariance) for p in found]
+    quality = np.concatenate([s.ravel() for s in squares])
+    start = Noise()
+    judges = {}
+    for number, name in enumerate(names):
+        of, before = judge == number, noise.of(name)
+        is_soft, is_hard = of & soft, of & ~soft
+        fitted = before
+        if is_hard.any():
+            fitted = _fit_verdicts(
+                x[is_hard], spread[is_hard], value[is_hard], ordered[is_hard], fitted
+            )
+        if is_soft.any():
+            fitted = _fit_log_odds(
+                x[is_soft],
+                spread[is_soft],
+                value[is_soft],
+                ordered[is_soft],
+                weight[is_soft],
+                fitted,
+            )
+        judges[name] = fitted
+    # Only products of κ and θ show: let κ be 1 on average, and θ take up the rest.
+    counts = np.bincount(judge, minlength=len(names))
+    scales = np.array([judges[name].scale for name in names])
+    mean = float(np.exp(counts @ np.log(scales) / counts.sum()))
+    return Noise(
+        {name: JudgeNoise(j.scale / mean, j.bias, j.variance, j.tie) for name, j in judges.items()},
+        _shrunk(common, start.pair_variance) * mean**2,
+        _shrunk(quality, start.quality_variance) * mean**2,
+    )
+
+
+def _shrunk(squares: Array, start: float) -> float:
+    return float((squares.sum() + PRIOR_CALLS * start) / (len(squares) + PRIOR_CALLS))
+
+
+def _fit_log_odds(
+    x: Array, spread: Array, value: Array, ordered: Booleans, weight: Array, before: JudgeNoise
+) -> JudgeNoise:
+    """κ, b and s² by weighted least squares on E[η], with E[η²] where squares are wanted."""
+    start = JudgeNoise()
+    one = ordered.astype(np.float64)
+    prior = PRIOR_CALLS / 2
+    normal = np.array(
+        [
+            [(weight * (x**2 + spread)).sum() + prior, (weight * x * one).sum()],
+            [(weight * x * one).sum(), (weight * one).sum() + prior],
+        ]
+    )
+    right = np.array(
+        [(weight * x * value).sum() + prior * start.scale, (weight * one * value).sum()]
+    )
+    scale, bias = np.linalg.solve(normal, right)
+    scale = max(float(scale), 0.01)
+    rest = weight * ((value - scale * x - bias * one) ** 2 + scale**2 * spread)
+    # The K(K-1)/2 differences of K scores are K - 1 numbers: 2/K each.
+    freedom = np.minimum(2 * weight, 1.0).sum()
+    variance = (rest.sum() + PRIOR_CALLS * start.variance) / (freedom + PRIOR_CALLS)
+    return JudgeNoise(scale, float(bias), max(float(variance), 1e-4), before.tie)
+
+
+# Gauss-Hermite nodes: a verdict's expected log-likelihood over η needs no more.
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(5)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def _fit_verdicts(
+    x: Array, spread: Array, value: Array, ordered: Booleans, before: JudgeNoise
+) -> JudgeNoise:
+    """κ, b and λ by Newton on the expected log-likelihood, held near the defaults."""
+    start = np.array([1.0, 0.0, JudgeNoise().tie])
+    pull = np.full(3, PRIOR_CALLS / 4)
+    point = np.array([before.scale, before.bias, before.tie])
+    eta = x[:, None] + np.sqrt(spread)[:, None] * _NODES
+    weight = np.broadcast_to(_WEIGHTS, eta.shape)
+    one = np.broadcast_to(ordered.astype(np.float64)[:, None], eta.shape)
+    said = np.broadcast_to(value[:, None], eta.shape)
+    # d(logits of first, second, tie) / d(κ, b, λ)
+    lead = np.stack([eta / 2, one / 2, np.zeros_like(eta)])
+    drawn_too = np.stack([np.zeros_like(eta), np.zeros_like(eta), np.ones_like(eta)])
+    for _ in range(20):
+        first, second, drawn = _davidson_shares(point[0] * eta + point[1] * one, point[2])
+        slope = (said - (first - second)) * weight
+        missing = ((said == 0) - drawn) * weight
+        gradient = np.einsum("pnk,nk->p", lead, slope) + np.einsum("pnk,nk->p", drawn_too, missing)
+        gradient -= pull * (point - start)
+        mean = lead * (first - second) + drawn_too * drawn
+        square = np.einsum("pnk,qnk,nk->pq", lead, lead, (first + second) * weight)
+        square += np.einsum("pnk,qnk,nk->pq", drawn_too, drawn_too, drawn * weight)
+        information = square - np.einsum("pnk,qnk,nk->pq", mean, mean, weight) + np.diag(pull)
+        step = np.linalg.solve(information, gradient)
+        point = point + step * min(1.0, LONGEST_STEP / max(float(np.abs(step).max()), 1e-300))
+        if np.abs(step).max() < 1e-8:
+            break
+    return JudgeNoise(max(float(point[0]), 0.01), float(point[1]), before.variance, float(point[2]))
+
+
+def _apart(one: Noise, other: Noise) -> float:
+    """The largest change of any number, variances by their logarithms."""
+
+    def numbers(noise: Noise) -> Array:
+        judges = [(j.scale, j.bias, np.log(j.variance), j.tie) for j in noise.judges.values()]
+        shared = [np.log(noise.pair_variance), np.log(noise.quality_variance)]
+        return np.array([x for row in judges for x in row] + shared)
+
+    if one.judges.keys() != other.judges.keys():
+        return float("inf")
+    return float(np.abs(numbers(one) - numbers(other)).max())
