@@ -12,6 +12,7 @@ import numpy as np
 
 from judging.judge import Group
 from judging.noise import Calls
+from judging.raters import rater_of
 from preferences.records import Judgment
 
 LONGEST_LOG_ODDS = 7.0
@@ -41,26 +42,30 @@ def calls_of(judgments: Iterable[Judgment]) -> Iterator[Call]:
     for judgment in judgments:
         if judgment.failure is not None:
             continue
-        judge = _rater(judgment)
-        if len(judgment.candidate_ids) == 1:
-            if judgment.scores is not None:
-                scored = (judgment.candidate_ids[0], judgment.scores[0])
-                single[judge, judgment.kind].append(scored)
-            continue
-        first, second = judgment.candidate_ids
-        if judgment.probability is not None:
-            yield _from_probability(judge, first, second, judgment)
+        judge = rater_of(judgment)
+        ids, scores = judgment.candidate_ids, judgment.scores
+        if len(ids) == 1:
+            if scores is not None:
+                single[judge, judgment.kind].append((ids[0], scores[0]))
+        elif scores is not None:
+            has_order = judgment.kind == "listwise"
+            yield from _ordered(judge, list(zip(ids, scores, strict=True)), has_order)
+        elif judgment.probability is not None:
+            yield _from_probability(judge, ids[0], ids[1], judgment)
         elif judgment.verdict is not None:
-            yield Call(judge, first, second, OUTRIGHT[judgment.verdict], False, True)
-        elif judgment.scores is not None:
-            yield Call(judge, first, second, _sign(*judgment.scores), False, False)
-    for (judge, kind), scored_ones in single.items():
-        weight = 1 / len(scored_ones)
-        for (first, score), (second, other) in combinations(scored_ones, 2):
-            if kind in ON_A_SCALE:
-                yield Call(judge, first, second, score - other, True, False, weight)
-            else:
-                yield Call(judge, first, second, _sign(score, other), False, False)
+            yield Call(judge, ids[0], ids[1], OUTRIGHT[judgment.verdict], False, True)
+    for (judge, kind), scored in single.items():
+        if kind in ON_A_SCALE:
+            for (first, score), (second, other) in combinations(scored, 2):
+                yield Call(judge, first, second, score - other, True, False, 1 / len(scored))
+        else:
+            yield from _ordered(judge, scored, False)
+
+
+def _ordered(judge: str, scored: Sequence[tuple[str, float]], has_order: bool) -> Iterator[Call]:
+    """Verdicts on all pairs of what one judge put in order, together worth K - 1."""
+    for (first, score), (second, other) in combinations(scored, 2):
+        yield Call(judge, first, second, _sign(score, other), False, has_order, 2 / len(scored))
 
 
 def columns(
@@ -114,10 +119,6 @@ def columns(
             )
         )
     return found
-
-
-def _rater(judgment: Judgment) -> str:
-    return f"{judgment.judge}/{judgment.annotator}" if judgment.annotator else judgment.judge
 
 
 def _from_probability(judge: str, first: str, second: str, judgment: Judgment) -> Call:

@@ -88,8 +88,9 @@ class Calls:
     has_order: Booleans
     """Whether the judge saw one before the other, so that its bias matters."""
     weight: Array
-    """1; 1/size for the differences of scores, which are fewer than they seem: K scores about
-    their mean are worth Σ (d_ik)² / K over all K(K-1)/2 differences."""
+    """1; less for what K answers that were scored or ordered at once say of all their K(K-1)/2
+    pairs, which is not as much as so many calls: 1/K for differences of scores, since K scores
+    about their mean are worth Σ (d_ik)² / K, and 2/K for verdicts, so that they count as K - 1."""
     judges: tuple[str, ...]
 
 
@@ -109,16 +110,27 @@ class Posterior:
     """E[u²], shape (groups · pairs)."""
 
 
+@dataclass(frozen=True)
+class Belief:
+    """What is taken to be known of the candidates before the calls: N(mean, precision⁻¹)."""
+
+    mean: Array
+    """Shape (groups, K)."""
+    precision: Array
+    """Shape (groups, K, K)."""
+
+
 def pairs(size: int) -> tuple[Integers, Integers]:
     """The first and the second candidate of every pair of a group."""
     first, second = np.triu_indices(size, 1)
     return first.astype(np.int64), second.astype(np.int64)
 
 
-def posterior(calls: Calls, noise: Noise) -> Posterior:
+def posterior(calls: Calls, noise: Noise, belief: Belief | None = None) -> Posterior:
     """Mean and covariance of the candidates' quality given the calls (Laplace's approximation).
 
-    Exact for log-odds. Always finite: what was never compared has the prior's mean and variance.
+    `belief` takes the place of θ ~ N(0, v). Exact for log-odds. Always finite: what was never
+    compared has the prior's mean and variance.
     """
     cells = calls.groups * len(pairs(calls.size)[0])
     scale, bias, variance, tie = _of_calls(calls, noise)
@@ -131,16 +143,20 @@ def posterior(calls: Calls, noise: Noise) -> Posterior:
     weight = (calls.weight * scale**2 / variance)[soft]
     target = (calls.sign * (calls.value - bias) / scale)[soft]
     precision, moment = summed(soft, weight), summed(soft, weight * target)
+    belief = belief or _prior(calls, noise)
     if not hard.any():
-        return _solve(calls, noise, precision, moment)
+        return _solve(belief, calls, noise, precision, moment)
     sign, cell = calls.sign[hard], calls.cell[hard]
     scale, bias, tie, value = scale[hard], bias[hard], tie[hard], calls.value[hard]
+    heard = calls.weight[hard] * scale
     eta = np.zeros(cells)
     for _ in range(MAX_STEPS):
         slope, curve = _davidson(scale * sign * eta[cell] + bias, value, tie)
-        curvature = summed(hard, scale**2 * curve)
-        gradient = summed(hard, scale * sign * slope)
-        found = _solve(calls, noise, precision + curvature, moment + curvature * eta + gradient)
+        curvature = summed(hard, heard * scale * curve)
+        gradient = summed(hard, heard * sign * slope)
+        found = _solve(
+            belief, calls, noise, precision + curvature, moment + curvature * eta + gradient
+        )
         step = found.pair_mean - eta
         longest = np.abs(step).max(initial=0.0)
         if longest < TOLERANCE:
@@ -149,6 +165,12 @@ def posterior(calls: Calls, noise: Noise) -> Posterior:
         far = np.abs(step).reshape(calls.groups, -1).max(axis=1, keepdims=True)
         eta = eta + (step.reshape(calls.groups, -1) * _shorten(far)).ravel()
     return found
+
+
+def _prior(calls: Calls, noise: Noise) -> Belief:
+    shape = (calls.groups, calls.size)
+    own = np.broadcast_to(np.eye(calls.size) / noise.quality_variance, (*shape, calls.size))
+    return Belief(np.zeros(shape), own)
 
 
 def _shorten(longest: Array) -> Array:
@@ -177,7 +199,9 @@ def _davidson_shares(x: Array, tie: Array) -> tuple[Array, Array, Array]:
     return first, second, drawn
 
 
-def _solve(calls: Calls, noise: Noise, precision: Array, moment: Array) -> Posterior:
+def _solve(
+    belief: Belief, calls: Calls, noise: Noise, precision: Array, moment: Array
+) -> Posterior:
     """θ and η for Gaussian calls: each pair's, summed, have this precision and this moment."""
     first, second = pairs(calls.size)
     shape = (calls.groups, len(first))
@@ -188,9 +212,9 @@ def _solve(calls: Calls, noise: Noise, precision: Array, moment: Array) -> Poste
     inverse = np.zeros((calls.groups, calls.size, calls.size))
     inverse[:, first, second] = inverse[:, second, first] = -weight
     rows = np.arange(calls.size)
-    inverse[:, rows, rows] = 1 / noise.quality_variance - inverse.sum(axis=2)
-    covariance: Array = np.linalg.inv(inverse).astype(np.float64)
-    evidence = np.zeros((calls.groups, calls.size))
+    inverse[:, rows, rows] = -inverse.sum(axis=2)
+    covariance: Array = np.linalg.inv(inverse + belief.precision).astype(np.float64)
+    evidence = np.einsum("gij,gj->gi", belief.precision, belief.mean)
     for pair, (i, k) in enumerate(zip(first, second, strict=True)):
         evidence[:, i] += pull[:, pair]
         evidence[:, k] -= pull[:, pair]
@@ -253,7 +277,12 @@ def _maximise(batches: Sequence[Calls], found: Sequence[Posterior], noise: Noise
         fitted = before
         if is_hard.any():
             fitted = _fit_verdicts(
-                x[is_hard], spread[is_hard], value[is_hard], ordered[is_hard], fitted
+                x[is_hard],
+                spread[is_hard],
+                value[is_hard],
+                ordered[is_hard],
+                weight[is_hard],
+                fitted,
             )
         if is_soft.any():
             fitted = _fit_log_odds(
@@ -311,14 +340,14 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
 def _fit_verdicts(
-    x: Array, spread: Array, value: Array, ordered: Booleans, before: JudgeNoise
+    x: Array, spread: Array, value: Array, ordered: Booleans, counts: Array, before: JudgeNoise
 ) -> JudgeNoise:
     """κ, b and λ by Newton on the expected log-likelihood, held near the defaults."""
     start = np.array([1.0, 0.0, JudgeNoise().tie])
     pull = np.full(3, PRIOR_CALLS / 4)
     point = np.array([before.scale, before.bias, before.tie])
     eta = x[:, None] + np.sqrt(spread)[:, None] * _NODES
-    weight = np.broadcast_to(_WEIGHTS, eta.shape)
+    weight = counts[:, None] * _WEIGHTS
     one = np.broadcast_to(ordered.astype(np.float64)[:, None], eta.shape)
     said = np.broadcast_to(value[:, None], eta.shape)
     # d(logits of first, second, tie) / d(κ, b, λ)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import combinations
 
 import numpy as np
 
+from judging.calibration import Calibration, Families
 from judging.calls import columns
 from judging.judge import Group
-from judging.noise import Array, Noise, fit_noise, posterior
+from judging.noise import Array, Belief, Noise, fit_noise, posterior
+from judging.raters import is_human
 from preferences.records import Judgment, Ranking
 
 DRAWS = 512
@@ -20,14 +23,50 @@ DRAWS = 512
 
 
 def rank(
-    groups: Sequence[Group], judgments: Iterable[Judgment], noise: Noise | None = None
+    groups: Sequence[Group],
+    judgments: Iterable[Judgment],
+    noise: Noise | None = None,
+    calibration: Calibration | None = None,
+    families: Families | None = None,
 ) -> Iterator[Ranking]:
-    """One ranking for each group, in the order of the groups."""
+    """One ranking for each group, in the order of the groups.
+
+    With a calibration, what the judges say is first brought to people's scale, and what people say
+    of these very candidates is added to that. Without one, people count as judges.
+    """
     by_prompt = _by_prompt(judgments)
+    if calibration is None:
+        yield from _ranked(groups, by_prompt, noise or Noise())
+        return
+    judges = {p: [j for j in said if not is_human(j)] for p, said in by_prompt.items()}
+    people = {p: [j for j in said if is_human(j)] for p, said in by_prompt.items()}
+    beliefs = {
+        ranking.prompt_id: (
+            calibration.mean(ranking, group.candidates, families or Families()),
+            calibration.covariance(ranking),
+        )
+        for group, ranking in zip(groups, _ranked(groups, judges, noise or Noise()), strict=True)
+    }
+    for ranking in _ranked(groups, people, Noise(), beliefs):
+        said = by_prompt[ranking.prompt_id]
+        yield dataclasses.replace(ranking, judgment_ids=tuple(j.judgment_id for j in said))
+
+
+def _ranked(
+    groups: Sequence[Group],
+    by_prompt: Mapping[str, Sequence[Judgment]],
+    noise: Noise,
+    beliefs: Mapping[str, tuple[Array, Array]] | None = None,
+) -> Iterator[Ranking]:
     means: dict[int, list[float]] = {}
     covariances: dict[int, list[float]] = {}
     for numbers, calls in columns(groups, by_prompt):
-        found = posterior(calls, noise or Noise())
+        belief = None
+        if beliefs is not None:
+            of = [beliefs[groups[number].prompt.prompt_id] for number in numbers]
+            precision: Array = np.linalg.inv(np.stack([covariance for _, covariance in of]))
+            belief = Belief(np.stack([mean for mean, _ in of]), precision)
+        found = posterior(calls, noise, belief)
         for place, number in enumerate(numbers):
             means[number] = found.mean[place].tolist()
             covariances[number] = found.covariance[place].ravel().tolist()
@@ -37,7 +76,7 @@ def rank(
             candidate_ids=tuple(c.candidate_id for c in group.candidates),
             mean=tuple(means[number]),
             covariance=tuple(covariances[number]),
-            judgment_ids=tuple(j.judgment_id for j in by_prompt[group.prompt.prompt_id]),
+            judgment_ids=tuple(j.judgment_id for j in by_prompt.get(group.prompt.prompt_id, ())),
         )
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from scipy.optimize import minimize
 
-from judging.noise import Calls, JudgeNoise, Noise, fit_noise, pairs, posterior
+from judging.noise import Belief, Calls, JudgeNoise, Noise, fit_noise, pairs, posterior
 
 Array = npt.NDArray[np.float64]
 
@@ -30,6 +30,7 @@ class Said:
     second: int
     judge: str
     value: float
+    weight: float = 1.0
 
 
 def calls(groups: Sequence[Sequence[Said]], size: int) -> Calls:
@@ -47,7 +48,7 @@ def calls(groups: Sequence[Sequence[Said]], size: int) -> Calls:
         value=np.array([s.value for _, s in rows]),
         is_soft=np.array([s.judge == "soft" for _, s in rows], np.bool_),
         has_order=np.ones(len(rows), np.bool_),
-        weight=np.ones(len(rows)),
+        weight=np.array([s.weight for _, s in rows]),
         judges=JUDGES,
     )
 
@@ -78,11 +79,11 @@ def scipy_posterior(said: Sequence[Said], size: int, noise: Noise) -> tuple[Arra
         for row, call, judge in rows:
             if call.judge == "soft":
                 rest = call.value - judge.scale * float(row @ point) - judge.bias
-                total += rest**2 / (2 * judge.variance)
+                total += call.weight * rest**2 / (2 * judge.variance)
             else:
                 shares = logits(row, judge, point)
                 said_it = {1.0: 0, -1.0: 1, 0.0: 2}[call.value]
-                total -= shares[said_it] - np.logaddexp.reduce(shares)
+                total -= call.weight * (shares[said_it] - np.logaddexp.reduce(shares))
         return total
 
     def gradient(point: Array) -> Array:
@@ -90,24 +91,25 @@ def scipy_posterior(said: Sequence[Said], size: int, noise: Noise) -> tuple[Arra
         for row, call, judge in rows:
             if call.judge == "soft":
                 rest = call.value - judge.scale * float(row @ point) - judge.bias
-                found -= judge.scale * rest / judge.variance * row
+                found -= call.weight * judge.scale * rest / judge.variance * row
             else:
                 weights = np.exp(logits(row, judge, point))
                 one, other, _ = weights / weights.sum()
                 said_it = {1.0: 0.5, -1.0: -0.5, 0.0: 0.0}[call.value]
-                found -= judge.scale * (said_it - (one - other) / 2) * row
+                found -= call.weight * judge.scale * (said_it - (one - other) / 2) * row
         return found
 
     def hessian(point: Array) -> Array:
         found = np.diag(prior)
         for row, call, judge in rows:
             if call.judge == "soft":
-                found = found + judge.scale**2 / judge.variance * np.outer(row, row)
+                weight = call.weight * judge.scale**2 / judge.variance
+                found = found + weight * np.outer(row, row)
             else:
                 weights = np.exp(logits(row, judge, point))
                 one, other, _ = weights / weights.sum()
                 curve = (one + other - (one - other) ** 2) / 4
-                found = found + judge.scale**2 * curve * np.outer(row, row)
+                found = found + call.weight * judge.scale**2 * curve * np.outer(row, row)
         return found
 
     done = minimize(
@@ -158,8 +160,13 @@ def cyclic(said: list[Said]) -> list[Said]:
     return [Said(n, (n + 1) % size, "hard", 1.0) for n in range(size)]
 
 
+def weighted(said: list[Said]) -> list[Said]:
+    return [replace(c, weight=0.25 + n % 3 / 2) for n, c in enumerate(said)]
+
+
 SHAPES: list[Callable[[list[Said]], list[Said]]] = [
     list,
+    weighted,
     only_hard,
     undefeated,
     disconnected,
@@ -215,6 +222,18 @@ def test_asking_the_same_pair_for_ever_never_makes_it_certain() -> None:
     c = found.covariance[0]
     limit = 1 / (1 / 0.3 + 1 / 2.8)
     assert c[0, 0] + c[1, 1] - 2 * c[0, 1] == pytest.approx(limit, rel=1e-3)
+
+
+def test_a_belief_takes_the_place_of_the_prior() -> None:
+    # The log-odds of one call after the other: what the first taught is the second's belief.
+    first, second = anything(1, 3)[1::2], anything(2, 3)[1::2]
+    flat = replace(NOISE, pair_variance=1e-12)
+    both = posterior(calls([first + second], 3), flat)
+    once = posterior(calls([first], 3), flat)
+    belief = Belief(once.mean, np.linalg.inv(once.covariance))
+    twice = posterior(calls([second], 3), flat, belief)
+    assert np.abs(twice.mean - both.mean).max() < 1e-6
+    assert np.abs(twice.covariance - both.covariance).max() < 1e-6
 
 
 def simulated(

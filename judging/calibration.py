@@ -1,0 +1,324 @@
+"""From what judges think to what people would say.
+
+A judge's log-odds have their own scale, and it may like long answers or its own family's. Judges
+alone cannot tell: a longer answer may be better. People's verdicts on some of the pairs can. Let m
+and s² be the judges' mean and variance of θ_i - θ_k; then people's difference is
+
+    d ~ N(a·m + γ·Δlog length + δ·Δsame family, a² s² + 2r²),    P(people prefer i) = E σ(d)
+
+with log a, γ and δ held near 0 by a ridge. r² is what people see in an answer and judges do not:
+the rest of people's own variance, which published agreement tells and labels, one a pair, do not.
+All terms are differences of numbers of a candidate's own: calibrated rankings are rankings still.
+Figures are cross-fitted by prompt: no pair's probability comes from a fit that has seen its prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from judging.noise import Array, Noise
+from judging.raters import family_of, opinions
+from preferences.records import Candidate, Judgment, Ranking
+
+MIN_LABELS = 50
+"""Verdicts of people below which nothing is fitted."""
+MIN_PROMPTS = 20
+PEOPLES_VARIANCE = Noise().quality_variance
+"""Of quality to people: one person's verdict then predicts another's at published agreement."""
+ROUNDS = 10
+"""Of fitting a for r² and r² for a: the change falls tenfold in each."""
+FOLDS = 5
+BINS = 5
+"""Of the reliability diagram, with equally many labels each: 200 labels give 40 a bin."""
+RIDGE = np.array([1.0, 4.0, 4.0])
+"""Inverse prior variances of log a, γ and δ: a within a factor of 3, γ and δ within 0.5 or so."""
+
+
+@dataclass(frozen=True)
+class Families:
+    """Which models judged, and who wrote the candidates, as far as names tell."""
+
+    judges: frozenset[str] = frozenset()
+    """Families of the judges' models."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """The models behind the candidates' names."""
+
+    def same(self, candidate: Candidate) -> float:
+        """1 where the candidate is by a judge's own family."""
+        return float(family_of(self.models.get(candidate.model, candidate.model)) in self.judges)
+
+
+@dataclass(frozen=True)
+class Label:
+    """One verdict of a person on a pair that judges have ranked."""
+
+    prompt_id: str
+    mean: float
+    """The judges' posterior mean of θ_first - θ_second."""
+    variance: float
+    """And its variance."""
+    length: float
+    """Log length of the first less that of the second."""
+    family: float
+    """1 where only the first is by a judge's family, -1 where only the second is."""
+    won: float
+    """1 if the person preferred the first, 0 the second, 0.5 neither."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The map from the judges' scale to people's."""
+
+    scale: float = 1.0
+    """a: below 1 where judges are too sure."""
+    length: float = 0.0
+    """γ: negative where judges like length more than people do."""
+    family: float = 0.0
+    """δ."""
+    residual: float = 0.0
+    """r²: variance of a candidate's quality to people that judges do not see."""
+
+    def mean(self, ranking: Ranking, candidates: Sequence[Candidate], families: Families) -> Array:
+        """Of the candidates' quality to people."""
+        lengths = np.array([log_length(c) for c in candidates])
+        same = np.array([families.same(c) for c in candidates])
+        offset = self.length * (lengths - lengths.mean()) + self.family * (same - same.mean())
+        mean: Array = self.scale * np.array(ranking.mean) + offset
+        return mean
+
+    def covariance(self, ranking: Ranking) -> Array:
+        """Of the candidates' quality to people."""
+        size = len(ranking.candidate_ids)
+        seen = self.scale**2 * np.reshape(ranking.covariance, (size, size))
+        covariance: Array = seen + self.residual * np.eye(size)
+        return covariance
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Labels whose predicted winner is about as sure."""
+
+    labels: int
+    predicted: float
+    """Mean P of the predicted winner."""
+    seen: float
+    """Share of the labels that agree with it."""
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How far probabilities are borne out."""
+
+    nll: float
+    """Mean negative log-likelihood of the labels, in nats."""
+    ece: float
+    """Expected calibration error: mean |seen - predicted| over the bins, by labels."""
+    ece_by_chance: float
+    """What so few labels would give on average if the probabilities were exactly right."""
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibration with what it was fitted on, and figures on pairs it had not seen."""
+
+    calibration: Calibration
+    labels: int
+    prompts: int
+    before: Reliability
+    after: Reliability
+    isotonic: Reliability
+    """The same with isotonic regression in the place of the formula."""
+
+
+def log_length(candidate: Candidate) -> float:
+    """Of the answer, in characters."""
+    return math.log1p(len(candidate.response))
+
+
+def labels_of(
+    ranking: Ranking,
+    candidates: Mapping[str, Candidate],
+    people: Iterable[Judgment],
+    families: Families,
+) -> Iterator[Label]:
+    """People's verdicts on the candidates of one ranking, made by judges alone."""
+    place = {c: n for n, c in enumerate(ranking.candidate_ids)}
+    size = len(place)
+    covariance = np.reshape(ranking.covariance, (size, size))
+    for opinion in opinions(people):
+        if opinion.first not in place or opinion.second not in place:
+            continue
+        i, k = place[opinion.first], place[opinion.second]
+        first, second = candidates[opinion.first], candidates[opinion.second]
+        if i != k:
+            yield Label(
+                ranking.prompt_id,
+                ranking.mean[i] - ranking.mean[k],
+                float(covariance[i, i] + covariance[k, k] - 2 * covariance[i, k]),
+                log_length(first) - log_length(second),
+                families.same(first) - families.same(second),
+                opinion.leaning,
+            )
+
+
+def lacking(labels: Sequence[Label]) -> str | None:
+    """What is missing for a fit, as a sentence; None if nothing is."""
+    prompts = len({label.prompt_id for label in labels})
+    if len(labels) < MIN_LABELS or prompts < MIN_PROMPTS:
+        return (
+            f"{len(labels)} verdicts of people on {prompts} prompts that judges ranked; "
+            f"calibration needs {MIN_LABELS} on {MIN_PROMPTS}"
+        )
+    return None
+
+
+def calibrate(labels: Sequence[Label]) -> Calibrated:
+    """Fit the map, and say what it is worth on pairs it has not seen."""
+    raw = probabilities(labels, Calibration())
+    folds = np.array([_fold(label.prompt_id) for label in labels])
+    fitted, isotonic = raw.copy(), raw.copy()
+    for fold in range(FOLDS):
+        held, seen = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if not len(held) or not len(seen):
+            continue
+        training, test = [labels[n] for n in seen], [labels[n] for n in held]
+        fitted[held] = probabilities(test, fit(training))
+        isotonic[held] = fit_isotonic(raw[seen], _won(training))(raw[held])
+    won = _won(labels)
+    return Calibrated(
+        fit(labels),
+        len(labels),
+        len({label.prompt_id for label in labels}),
+        reliability(raw, won),
+        reliability(fitted, won),
+        reliability(isotonic, won),
+    )
+
+
+def fit(labels: Sequence[Label]) -> Calibration:
+    """The most probable map, with r² filling people's variance up."""
+    found = Calibration()
+    if not labels:
+        return found
+    # Of a candidate's quality to the judges: half that of a difference.
+    variance = sum(x.mean**2 + x.variance for x in labels) / len(labels) / 2
+    for _ in range(ROUNDS):
+        residual = max(PEOPLES_VARIANCE - found.scale**2 * variance, 0.0)
+        found = fit_terms(labels, residual)
+    return found
+
+
+def fit_terms(labels: Sequence[Label], residual: float) -> Calibration:
+    """The most probable a, γ and δ under the ridge, by Fisher scoring in log a, γ and δ."""
+    terms = np.array([[x.mean, x.length, x.family] for x in labels]).reshape(-1, 3)
+    variance = np.array([x.variance for x in labels])
+    won = _won(labels)
+    point = np.zeros(3)
+    for _ in range(100):
+        scale = math.exp(point[0])
+        own = math.pi * scale**2 * variance / 8
+        square = 1 + own + math.pi * residual / 4
+        logit = (terms @ np.array([scale, *point[1:]])) / np.sqrt(square)
+        slopes = terms * np.array([scale, 1.0, 1.0]) / np.sqrt(square)[:, None]
+        slopes[:, 0] -= logit * own / square
+        expected = _sigmoid(logit)
+        gradient = slopes.T @ (won - expected) - RIDGE * point
+        curvature = (slopes * (expected * (1 - expected))[:, None]).T @ slopes + np.diag(RIDGE)
+        step = np.linalg.solve(curvature, gradient)
+        point = point + step * min(1.0, 1.0 / max(float(np.abs(step).max()), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            break
+    return Calibration(math.exp(point[0]), float(point[1]), float(point[2]), residual)
+
+
+def probabilities(labels: Sequence[Label], calibration: Calibration) -> Array:
+    """P(a person prefers the first) for each label's pair; E σ by MacKay's approximation."""
+    c = calibration
+    logit = [
+        (c.scale * x.mean + c.length * x.length + c.family * x.family)
+        / math.sqrt(1 + math.pi * (c.scale**2 * x.variance + 2 * c.residual) / 8)
+        for x in labels
+    ]
+    return _sigmoid(np.array(logit))
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """A step function from probability to probability, never falling, with f(1 - p) = 1 - f(p)."""
+
+    at: tuple[float, ...]
+    value: tuple[float, ...]
+
+    def __call__(self, probability: npt.ArrayLike) -> Array:
+        """Linear between the steps."""
+        found: Array = np.interp(np.asarray(probability, dtype=np.float64), self.at, self.value)
+        return found
+
+
+def fit_isotonic(probability: Array, won: Array) -> Isotonic:
+    """The non-decreasing map with the least squared error (pool adjacent violators).
+
+    Each label counts from both sides, so that the map cannot tell first from second.
+    """
+    x = np.concatenate([probability, 1 - probability]).round(12)
+    y = np.concatenate([won, 1 - won])
+    # Equal x fall into one block: where they stand with y falling, they are all violators.
+    order = np.lexsort((-y, x))
+    blocks: list[tuple[float, float, int]] = []
+    for block in zip(y[order].tolist(), x[order].tolist(), [1] * len(x), strict=True):
+        while blocks and blocks[-1][0] / blocks[-1][2] >= block[0] / block[2]:
+            last = blocks.pop()
+            block = (last[0] + block[0], last[1] + block[1], last[2] + block[2])
+        blocks.append(block)
+    # So few labels never show that a probability is 0 or 1.
+    least = 1 / (len(won) + 2)
+    return Isotonic(
+        tuple(sx / n for _, sx, n in blocks),
+        tuple(min(max(sy / n, least), 1 - least) for sy, _, n in blocks),
+    )
+
+
+def reliability(probability: Array, won: Array) -> Reliability:
+    """NLL, ECE and the bins of a reliability diagram, from the predicted winner's side."""
+    inside = np.clip(probability, 1e-6, 1 - 1e-6)
+    nll = -(won * np.log(inside) + (1 - won) * np.log1p(-inside)).mean()
+    sure = np.maximum(inside, 1 - inside)
+    agreed = np.where(inside >= 0.5, won, 1 - won)
+    order = np.argsort(sure, kind="stable")
+    bins = tuple(
+        Bin(len(part), float(sure[part].mean()), float(agreed[part].mean()))
+        for part in np.array_split(order, BINS)
+        if len(part)
+    )
+    # |difference| of a mean of n coins from P is √(2 P(1 - P) / πn) on average.
+    chance = [
+        b.labels * math.sqrt(2 * b.predicted * (1 - b.predicted) / (math.pi * b.labels))
+        for b in bins
+    ]
+    return Reliability(
+        nll=float(nll),
+        ece=sum(b.labels * abs(b.seen - b.predicted) for b in bins) / len(won),
+        ece_by_chance=sum(chance) / len(won),
+        bins=bins,
+    )
+
+
+def _won(labels: Sequence[Label]) -> Array:
+    return np.array([label.won for label in labels], dtype=np.float64)
+
+
+def _fold(prompt_id: str) -> int:
+    # Not the bytes by which the dataset is split into train and test.
+    return hashlib.sha256(f"calibration {prompt_id}".encode()).digest()[0] % FOLDS
+
+
+def _sigmoid(x: Array) -> Array:
+    found: Array = 0.5 * (1 + np.tanh(x / 2))
+    return found
