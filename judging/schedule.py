@@ -9,7 +9,7 @@ stops when none promises enough.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from random import Random
@@ -20,7 +20,8 @@ import numpy as np
 from judging.calls import columns
 from judging.judge import Comparison, Group
 from judging.noise import Array, Noise, Posterior, pairs, posterior
-from judging.ranking import comparisons, learn_noise
+from judging.ranking import comparisons as compared
+from judging.ranking import learn_noise
 from preferences.records import Candidate, Judgment
 
 T = TypeVar("T")
@@ -28,13 +29,29 @@ T = TypeVar("T")
 Rounds = Generator[list[Comparison], Sequence[Judgment], None]
 """Yields the comparisons of a round and is sent the judgments on them."""
 Schedule = Callable[[Sequence[Group]], Rounds]
+Compare = Callable[[Sequence[Comparison]], list[Judgment]]
+"""Asks for comparisons: one judgment for each, in their order."""
 
-MIN_GAIN = 0.02
+MIN_GAIN = 0.01
 WORST = 0.5
 PILOT = 24
 """Prompts judged in full to learn the judge's noise: 24 groups of 6 give 720 calls."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+def carry_out(rounds: Rounds, compare: Compare) -> list[Judgment]:
+    """All judgments of a schedule, round by round."""
+    said: list[Judgment] = []
+    comparisons = next(rounds, None)
+    while comparisons is not None:
+        judgments = compare(comparisons)
+        said += judgments
+        try:
+            comparisons = rounds.send(judgments)
+        except StopIteration:
+            break
+    return said
 
 
 def all_pairs_both_orders(group: Group) -> Iterator[Comparison]:
@@ -48,7 +65,14 @@ def all_pairs_both_orders(group: Group) -> Iterator[Comparison]:
 
 def all_pairs(groups: Sequence[Group]) -> Rounds:
     """Everything there is to ask, in one round."""
-    yield [comparison for group in groups for comparison in all_pairs_both_orders(group)]
+    if comparisons := [shown for group in groups for shown in all_pairs_both_orders(group)]:
+        yield comparisons
+
+
+def piloted(groups: Sequence[Group], pilot: Container[str], others: Schedule) -> Rounds:
+    """All pairs of the groups whose prompts are in the pilot, and a schedule for the others."""
+    yield from all_pairs([g for g in groups if g.prompt.prompt_id in pilot])
+    yield from others([g for g in groups if g.prompt.prompt_id not in pilot])
 
 
 def knockout(groups: Sequence[Group]) -> Rounds:
@@ -61,7 +85,7 @@ def knockout(groups: Sequence[Group]) -> Rounds:
     ]:
         judgments = yield [shown for match in matches for shown in _both_orders(match)]
         wins: dict[str, float] = defaultdict(float)
-        for one_id, other_id, probability in comparisons(judgments):
+        for one_id, other_id, probability in compared(judgments):
             wins[one_id] += probability - 0.5
             wins[other_id] += 0.5 - probability
         for match in matches:
@@ -88,10 +112,13 @@ class Guide:
 
 
 def learn_guide(groups: Sequence[Group], judgments: Sequence[Judgment], judge: str) -> Guide:
-    """The guide from a pilot: groups of which all pairs were judged in both orders."""
-    read = [j for j in judgments if j.failure is None]
+    """The guide from a pilot: groups of which all pairs were judged in both orders.
+
+    What other judges said of them can be among the judgments; their noise is learnt too.
+    """
+    read = [j for j in judgments if j.judge == judge and j.failure is None]
     soft = sum(j.probability is not None for j in read)
-    return Guide(learn_noise(groups, read), 2 * soft >= len(read), judge)
+    return Guide(learn_noise(groups, judgments), 2 * soft >= len(read), judge)
 
 
 def adaptive(
