@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from judging.judge import Group
+from judging.length_control import Bout, LengthControlled, length_controlled
 from judging.ranking import comparisons
 from preferences.estimate import Estimate, clustered_mean
 from preferences.records import Judgment
@@ -14,7 +15,8 @@ from preferences.records import Judgment
 def win_probabilities(groups: Sequence[Group], judgments: Iterable[Judgment]) -> list[float | None]:
     """P(the first candidate beats the second) for groups of two: the mean over both orders.
 
-    None for a group of which no judgment could be read.
+    Each order shown weighs the same, however often it was asked. None for a group of which no
+    judgment could be read.
     """
     about: dict[str, list[Judgment]] = defaultdict(list)
     for judgment in judgments:
@@ -29,8 +31,11 @@ def win_probabilities(groups: Sequence[Group], judgments: Iterable[Judgment]) ->
             for judgment in about[candidate_id]
             if theirs_and_ours.issuperset(judgment.candidate_ids)
         ]
-        wins = [p if first == ours else 1 - p for first, _, p in comparisons(judged)]
-        found.append(sum(wins) / len(wins) if wins else None)
+        wins: dict[str, list[float]] = defaultdict(list)
+        for first, _, probability in comparisons(judged):
+            wins[first].append(probability if first == ours else 1 - probability)
+        means = [sum(given) / len(given) for given in wins.values()]
+        found.append(sum(means) / len(means) if means else None)
     return found
 
 
@@ -41,3 +46,16 @@ def win_rate(groups: Sequence[Group], probabilities: Sequence[float | None]) -> 
         for group, probability in zip(groups, probabilities, strict=True)
         if probability is not None
     )
+
+
+def length_controlled_win_rates(
+    groups: Sequence[Group], probabilities: Sequence[float | None]
+) -> list[LengthControlled]:
+    """Each first candidate's model against the second's: the win rate if both were as long."""
+    bouts = []
+    for group, probability in zip(groups, probabilities, strict=True):
+        if probability is not None:
+            ours, theirs = group.candidates
+            longer_by = len(ours.response) - len(theirs.response)
+            bouts.append(Bout(ours.model, group.prompt.prompt_id, probability, longer_by))
+    return length_controlled(bouts)
