@@ -1,22 +1,16 @@
-"""Rankings in, preferences and triplets out; what is not paired is dropped with its reason.
-
-A pair policy is a function from a ranking to the pairs it proposes, the better first.
-"""
+"""Rankings in, preferences and triplets out; what is not paired is dropped with its reason."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import combinations
-from random import Random
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 from rapidfuzz import fuzz
 
-from preferences.config import Config
 from preferences.fingerprint import fingerprint
+from preferences.policies import POLICIES, Standings, by_mean
+from preferences.policies import PairsConfig as PairsConfig  # what assembly is configured with
 from preferences.records import (
     Candidate,
     Dropped,
@@ -28,52 +22,6 @@ from preferences.records import (
 
 WinProbability = Callable[[Ranking, int, int], float]
 """P(the candidate at one place beats the one at another)."""
-Pair = tuple[int, int]
-"""Places in the ranking: the one to prefer, and the other."""
-PairPolicy = Callable[[Ranking], Iterator[Pair]]
-
-
-class PairsConfig(Config):
-    """Which candidates of a prompt become chosen and rejected."""
-
-    policy: Literal["best_worst", "best_random", "all_pairs"] = "best_worst"
-    """`best_worst`: the likeliest best against the likeliest worst; `best_random`: the best against
-    any other, drawn by the prompt's id; `all_pairs`: every pair that is sure enough."""
-    min_probability: float = Field(0.6, ge=0.5, le=1)
-    """Smallest P(chosen beats rejected) that is kept."""
-    max_similarity: float = Field(0.95, gt=0, le=1)
-    """Answers at least this alike (1 - normalised edit distance) are never paired."""
-
-
-def best_worst(ranking: Ranking) -> Iterator[Pair]:
-    """The candidate with the highest mean against the one with the lowest."""
-    order = by_mean(ranking)
-    yield order[0], order[-1]
-
-
-def best_random(ranking: Ranking) -> Iterator[Pair]:
-    """The best against one of the others. The draw depends on the prompt's id alone."""
-    order = by_mean(ranking)
-    yield order[0], Random(ranking.prompt_id).choice(order[1:])
-
-
-def all_pairs(ranking: Ranking) -> Iterator[Pair]:
-    """Every pair, the better first."""
-    yield from combinations(by_mean(ranking), 2)
-
-
-POLICIES: dict[str, PairPolicy] = {
-    "best_worst": best_worst,
-    "best_random": best_random,
-    "all_pairs": all_pairs,
-}
-
-
-def by_mean(ranking: Ranking) -> list[int]:
-    """Places from the best to the worst; equals stand in the order of their ids."""
-    return sorted(
-        range(len(ranking.mean)), key=lambda n: (-ranking.mean[n], ranking.candidate_ids[n])
-    )
 
 
 def assemble(
@@ -82,7 +30,7 @@ def assemble(
     config: PairsConfig,
     win_probability: WinProbability,
 ) -> Iterator[Preference | Dropped]:
-    """The pairs a policy proposes that are sure enough and different enough."""
+    """The pairs a policy proposes that are sure enough and different enough, each once."""
     policy = POLICIES[config.policy]
     for ranking in rankings:
         if len(ranking.candidate_ids) < 2:
@@ -92,22 +40,41 @@ def assemble(
         if not ranking.judgment_ids:
             yield _dropped(ranking.prompt_id, ranking, "not_judged", "")
             continue
-        for better, worse in policy(ranking):
-            yield _preference(ranking, better, worse, candidates, config, win_probability)
+        standings = _standings(ranking, candidates, win_probability)
+        proposed = list(policy(standings, config))
+        if not proposed:
+            yield _dropped(ranking.prompt_id, ranking, "no_fitting_pair", config.policy)
+        earlier: dict[frozenset[str], str] = {}
+        for better, worse in proposed:
+            record = _preference(ranking, standings, better, worse, config)
+            if len(proposed) > 1 and isinstance(record, Preference):
+                # A model that says the same twice would have its pair count twice, or both ways.
+                places = standings.candidates[better], standings.candidates[worse]
+                texts = frozenset(candidate.response for candidate in places)
+                first = earlier.setdefault(texts, record.preference_id)
+                if first != record.preference_id:
+                    record = _dropped(record.preference_id, ranking, "same_texts_again", first)
+            yield record
+
+
+def _standings(
+    ranking: Ranking, candidates: Mapping[str, Candidate], win_probability: WinProbability
+) -> Standings:
+    order = by_mean(ranking)
+    return Standings(
+        prompt_id=ranking.prompt_id,
+        candidates=[candidates[ranking.candidate_ids[n]] for n in order],
+        means=[ranking.mean[n] for n in order],
+        probability=lambda one, other: win_probability(ranking, order[one], order[other]),
+    )
 
 
 def _preference(
-    ranking: Ranking,
-    better: int,
-    worse: int,
-    candidates: Mapping[str, Candidate],
-    config: PairsConfig,
-    win_probability: WinProbability,
+    ranking: Ranking, standings: Standings, better: int, worse: int, config: PairsConfig
 ) -> Preference | Dropped:
-    ids = ranking.candidate_ids
-    chosen, rejected = candidates[ids[better]], candidates[ids[worse]]
+    chosen, rejected = standings.candidates[better], standings.candidates[worse]
     identity = fingerprint([chosen.candidate_id, rejected.candidate_id])
-    probability = win_probability(ranking, better, worse)
+    probability = standings.probability(better, worse)
     if probability < config.min_probability or probability == 0.5:
         return _dropped(identity, ranking, "probability_below_minimum", f"{probability:.3f}")
     if chosen.status == "truncated":
@@ -123,7 +90,7 @@ def _preference(
         chosen_id=chosen.candidate_id,
         rejected_id=rejected.candidate_id,
         probability=probability,
-        margin=ranking.mean[better] - ranking.mean[worse],
+        margin=standings.means[better] - standings.means[worse],
         judgment_ids=ranking.judgment_ids,
     )
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preferences.assembly import by_mean
 from preferences.card import markdown_table
 from preferences.errors import InputError
+from preferences.policies import by_mean
 from preferences.records import (
     Candidate,
     Messages,
@@ -24,7 +24,7 @@ from preferences.records import (
     from_table,
     messages_from,
 )
-from preferences.store import ROW_GROUP
+from preferences.store import ROW_GROUP, full_disk_explained
 
 Form = Literal["conversational", "plain", "kto"]
 """`conversational`: prompt, chosen and rejected as messages, as the dataset holds them; `plain`:
@@ -43,28 +43,31 @@ def export(dataset: Path, output: Path, form: str, name: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     temporary = output.with_name(output.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "data").mkdir(parents=True)
-    try:
-        for path in sorted((dataset / "data").glob("*.parquet")):
-            split = path.name.split("-")[0]
-            target = temporary / "data" / path.name
-            if form == "conversational":
-                shutil.copyfile(path, target)
-                count = pq.read_metadata(path).num_rows
-            elif form == "plain":
-                count = write_tables(target, map(plain_table, read_tables(path)))
-            else:
-                count = write_rows(target, kto_rows(read_triplets(path)))
-            counts[split] = counts.get(split, 0) + count
-        card = (dataset / "README.md").read_text(encoding="utf-8")
-        if form != "conversational":
-            front, _, _ = card.partition("\n# ")
-            table = markdown_table(["split", "rows"], [[s, f"{n:,}"] for s, n in counts.items()])
-            card = f"{front}\n# {name}, {form} form\n\n{table}\n"
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with full_disk_explained(output, "the dataset is untouched"):
+        try:
+            (temporary / "data").mkdir(parents=True)
+            for path in sorted((dataset / "data").glob("*.parquet")):
+                split = path.name.split("-")[0]
+                target = temporary / "data" / path.name
+                if form == "conversational":
+                    shutil.copyfile(path, target)
+                    count = pq.read_metadata(path).num_rows
+                elif form == "plain":
+                    count = write_tables(target, map(plain_table, read_tables(path)))
+                else:
+                    count = write_rows(target, kto_rows(read_triplets(path)))
+                counts[split] = counts.get(split, 0) + count
+            card = (dataset / "README.md").read_text(encoding="utf-8")
+            if form != "conversational":
+                front, _, _ = card.partition("\n# ")
+                table = markdown_table(
+                    ["split", "rows"], [[s, f"{n:,}"] for s, n in counts.items()]
+                )
+                card = f"{front}\n# {name}, {form} form\n\n{table}\n"
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+            temporary.rename(output)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return counts
 
 

@@ -6,10 +6,11 @@ TRL's conversational preference form, so that `datasets.load_dataset` reads it t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from preferences.errors import InputError
 from preferences.records import Dropped, Messages, messages_from
@@ -19,6 +20,9 @@ COLUMNS = ("prompt", "chosen", "rejected", "prompt_id", "chosen_id", "rejected_i
 TOKENIZED = ("prompt_ids", "chosen_ids", "rejected_ids", "probability", "prompt_id")
 
 READ_ROWS = 1024
+
+Labels = Literal["hard", "soft"]
+Balance = Literal["pairs", "prompts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,33 @@ def load_pairs(
         raise InputError(_nothing_left(dataset, split, counts, dropped, max_length))
     ordered = tuple(prompts[prompt_id] for prompt_id in sorted(prompts))
     return Pairs(datasets.Dataset.from_dict(columns), ordered, counts, tuple(dropped))
+
+
+def labelled_rows(pairs: Pairs, labels: Labels, balance: Balance) -> Any:
+    """The rows with what the loss takes their labels for: a `probability` and a `weight`.
+
+    Weights have the mean 1, so that the learning rate keeps its meaning. Raises InputError where a
+    soft label is wanted and a pair has no probability.
+    """
+    prompt_ids = list(pairs.rows["prompt_id"])
+    probabilities = list(pairs.rows["probability"]) if labels == "soft" else [1.0] * len(prompt_ids)
+    for prompt_id, probability in zip(prompt_ids, probabilities, strict=True):
+        # Written so that a NaN fails too.
+        if probability is None or not 0 <= probability <= 1:
+            raise InputError(
+                f"prompt {prompt_id}: a pair's probability is {probability}, and soft labels need "
+                "one between 0 and 1; mend the dataset or say labels: hard"
+            )
+    weights = _prompt_weights(prompt_ids) if balance == "prompts" else [1.0] * len(prompt_ids)
+    rows = pairs.rows.remove_columns("probability").add_column("probability", probabilities)
+    return rows.add_column("weight", weights)
+
+
+def _prompt_weights(prompt_ids: Sequence[str]) -> list[float]:
+    """Weights by which every prompt counts alike, however many pairs it has."""
+    pairs = Counter(prompt_ids)
+    each = len(prompt_ids) / len(pairs)
+    return [each / pairs[prompt_id] for prompt_id in prompt_ids]
 
 
 def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:

@@ -3,8 +3,9 @@ trainer, save.
 
 The loss of a pair is −log σ(β·Δ) with Δ = [log π(chosen) − log π_ref(chosen)] −
 [log π(rejected) − log π_ref(rejected)], log-probabilities summed over the answer's tokens and its
-end token (eq. 7). The trainer is TRL's; around it are a check of everything that fails silently
-there, exact resume, and held-out sampling that stops a run which decays.
+end token (eq. 7); `training.labels` has it for labels that are not certain. The trainer is TRL's;
+around it are a check of everything that fails silently there, exact resume, and held-out sampling
+that stops a run which decays.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from preferences.config import Config
 from preferences.errors import InputError
 from training import adapters, models, quantization
 from training.adapters import LoraConfig
-from training.data import Pairs, load_pairs
+from training.data import Balance, Labels, Pairs, labelled_rows, load_pairs
 from training.models import Dtype, Weights
 from training.probe import ProbeConfig, Scorer, WellFormed, step_to_save
 from training.run import (
@@ -54,6 +55,11 @@ class DPOConfig(Config):
     beta: float = Field(0.1, gt=0)
     """How dear it is to leave the reference, usually 0.01 to 0.5; a small one goes further and
     breaks sooner."""
+    labels: Labels = "hard"
+    """What a pair's label counts for: `hard`, the truth; `soft`, as much as the pair's probability
+    p, by the loss −p·log σ(β·Δ) − (1 − p)·log σ(−β·Δ), which has its least at β·Δ = logit(p)."""
+    balance: Balance = "pairs"
+    """What counts alike: every pair, or every prompt, whose pairs then share its weight."""
     learning_rate: float = Field(5e-6, gt=0)
     """Peak of the schedule: about 5e-7 to 5e-6 for full weights, ten times that for adapters."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -197,7 +203,14 @@ def build_trainer(
     from trl.trainer.utils import disable_dropout_in_model
 
     from training.hooks import PairTrainer, report_to
+    from training.labels import LabelledPairTrainer
 
+    labelled = config.labels == "soft" or config.balance == "prompts"
+
+    def rows(split: Pairs) -> Any:
+        return labelled_rows(split, config.labels, config.balance) if labelled else split.rows
+
+    train_rows, held_out_rows = rows(pairs), rows(held_out) if held_out else None
     model = models.load_model(config.model, config.revision, config.weights, config.dtype)
     disable_dropout_in_model(model)
     peft_config = None
@@ -211,11 +224,12 @@ def build_trainer(
             # TRL's DPO trainer does not do this by itself.
             prepare: Any = peft.prepare_model_for_kbit_training
             model = prepare(model, use_gradient_checkpointing=config.gradient_checkpointing)
-    trainer: Any = PairTrainer(
+    kind: Any = LabelledPairTrainer if labelled else PairTrainer
+    trainer = kind(
         model=model,
         args=_arguments(config, runtime, output, held_out is not None),
-        train_dataset=pairs.rows,
-        eval_dataset=held_out.rows if held_out else None,
+        train_dataset=train_rows,
+        eval_dataset=held_out_rows,
         processing_class=models.load_tokenizer(config.model, config.revision),
         # The configuration, not a ready adapter: for that TRL would add a second one as reference.
         peft_config=peft_config,

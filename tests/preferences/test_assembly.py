@@ -117,6 +117,17 @@ def test_only_equal_answers_are_alike_where_that_is_asked_for() -> None:
     assert reasons(equal) == [("answers_too_alike", "1.000")]
 
 
+def test_two_texts_are_paired_once_however_often_a_model_said_them() -> None:
+    # The first and the third answer are one text: against the second it won, and it lost.
+    texts = ("yes of course", "no, never", "yes of course")
+    found = assembled(ranking(4.0, 2.0, 0.0), texts, policy="all_pairs")
+    assert pairs(found) == [("c0", "c1")]
+    (kept,) = (r.preference_id for r in found if isinstance(r, Preference))
+    alike, again = reasons(found)
+    assert alike == ("answers_too_alike", "1.000")
+    assert again == ("same_texts_again", kept)
+
+
 def test_a_truncated_answer_is_never_chosen_but_may_be_rejected() -> None:
     assert reasons(assembled(ranking(4.0, 0.0), statuses={0: "truncated"})) == [
         ("chosen_truncated", "c0")

@@ -11,7 +11,7 @@ import pytest
 
 from preferences.errors import InputError
 from tests.training.conftest import TEMPLATE, build_tokenizer, write_split
-from training.data import Pairs, load_pairs
+from training.data import Pairs, labelled_rows, load_pairs
 from training.dpo import DPOConfig, train
 
 
@@ -115,6 +115,20 @@ def test_a_tokenizer_without_chat_template_is_refused_with_model_and_cure(
     config = make_config(model=str(tmp_path / "bare"))
     with pytest.raises(InputError, match=r"bare: its tokenizer has no chat template.*put"):
         train(config, red_pairs, tmp_path / "run")
+
+
+def test_balanced_by_prompt_every_prompt_counts_alike_and_the_mean_weight_is_1(
+    tmp_path: Path,
+) -> None:
+    prompts = ["paint thing1", "paint thing2", "paint thing1", "paint thing1"]
+    write_split(tmp_path, "train", [(p, "red " * (n + 1), "blue") for n, p in enumerate(prompts)])
+    rows = labelled_rows(load(tmp_path), "hard", "prompts")
+    # Four pairs of two prompts: each prompt has 4 / 2 to share out among its pairs.
+    assert rows["weight"][:] == pytest.approx([2 / 3, 2, 2 / 3, 2 / 3])
+    assert rows["probability"][:] == [1.0] * 4
+    by_pair = labelled_rows(load(tmp_path), "soft", "pairs")
+    assert by_pair["weight"][:] == [1.0] * 4
+    assert by_pair["probability"][:] == [0.9] * 4
 
 
 def test_the_same_folder_is_what_datasets_loads(red_pairs: Path, tmp_path: Path) -> None:
