@@ -37,6 +37,7 @@ from judging.schedule import (
     adaptive,
     all_pairs,
     all_pairs_both_orders,
+    carry_out,
     knockout,
     learn_guide,
 )
@@ -98,15 +99,7 @@ class Simulation:
 
     def run(self, rounds: Rounds) -> list[Judgment]:
         """Carry a schedule out."""
-        said: list[Judgment] = []
-        try:
-            comparisons = next(rounds)
-            while True:
-                judgments = [self.judge(shown) for shown in comparisons]
-                said += judgments
-                comparisons = rounds.send(judgments)
-        except StopIteration:
-            return said
+        return carry_out(rounds, lambda shown: [self.judge(c) for c in shown])
 
     def pilot(self) -> Guide:
         """What a pilot of this judge teaches."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from preferences.errors import InputError, PairwrightError
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
+    from rich.segment import Segment
 
 app = typer.Typer(
     name="pairwright",
@@ -34,7 +39,14 @@ StoreUrl = Annotated[
         help="Folder or bucket URL for all results; by default the recipe's, or ./store.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Write progress as JSON lines.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print JSON, and write progress to stderr as JSON lines."),
+]
+DatasetPath = Annotated[
+    str, typer.Argument(help="A folder with data/*.parquet, or a table with a row a pair.")
+]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
@@ -127,26 +139,47 @@ def align(
     """
     from flows.running import align_now
 
-    print(align_now(recipe, dataset, _settings(settings), store, as_json))
+    model = align_now(recipe, dataset, _settings(settings), store, as_json)
+    print(json.dumps({"model": model}) if as_json else model)
 
 
 @app.command()
-def status(recipe: RecipePath, settings: Settings = None, store: StoreUrl = None) -> None:
+def status(
+    recipe: RecipePath,
+    settings: Settings = None,
+    store: StoreUrl = None,
+    as_json: JsonOutput = False,
+) -> None:
     """Show what of a recipe is done and what is owed.
 
     Example: pairwright status recipes/miniature/recipe.yaml
     """
+    if as_json:
+        from flows.running import status_document
+
+        print(json.dumps(status_document(recipe, _settings(settings), store)))
+        return
     from flows.report import status_table
 
     _show(status_table(recipe, _settings(settings), store))
 
 
 @app.command()
-def report(recipe: RecipePath, settings: Settings = None, store: StoreUrl = None) -> None:
+def report(
+    recipe: RecipePath,
+    settings: Settings = None,
+    store: StoreUrl = None,
+    as_json: JsonOutput = False,
+) -> None:
     """Show what came out: the dataset, its judges, the model before and after.
 
     Example: pairwright report recipes/miniature/recipe.yaml
     """
+    if as_json:
+        from flows.running import report_document
+
+        print(json.dumps(report_document(recipe, _settings(settings), store)))
+        return
     from flows.report import report_tables
 
     _show(*report_tables(recipe, _settings(settings), store))
@@ -166,6 +199,46 @@ def trace(
     from flows.trace import trace_record
 
     _show(*trace_record(record_id, recipe, _settings(settings), store))
+
+
+@app.command()
+def lint(
+    dataset: DatasetPath,
+    max_characters: Annotated[
+        int | None, typer.Option(min=1, help="Most characters of prompt and answer together.")
+    ] = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Check the pairs of a dataset before training on it. Exit code 1 if any cannot be right.
+
+    Example: pairwright lint out --max-characters 16000
+    """
+    from flows.datasets import lint_json, lint_table
+    from preferences.lint import lint as findings_of
+
+    findings = findings_of(dataset, max_characters)
+    if as_json:
+        print(lint_json(dataset, findings))
+    else:
+        _show(lint_table(dataset, findings))
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def diff(before: DatasetPath, after: DatasetPath, as_json: JsonOutput = False) -> None:
+    """Show what changed from one dataset to another: prompts, pairs, labels, probabilities.
+
+    Example: pairwright diff old-export new-export
+    """
+    from flows.datasets import diff_json, diff_table
+    from preferences.diff import diff as difference_of
+
+    difference = difference_of(before, after)
+    if as_json:
+        print(diff_json(before, after, difference))
+    else:
+        _show(diff_table(before, after, difference))
 
 
 @app.command()
@@ -249,11 +322,13 @@ def _carry_out(
     dataset_only: bool,
 ) -> None:
     from flows.report import report_tables
-    from flows.running import run_now
+    from flows.running import report_document, run_now
 
     values = _settings(settings)
     timings = run_now(recipe, values, store, as_json, dataset_only)
-    if report and not as_json:
+    if report and as_json:
+        print(json.dumps(report_document(recipe, values, store, dataset_only)))
+    elif report:
         _show(*report_tables(recipe, values, store, dataset_only, timings))
 
 
@@ -270,6 +345,20 @@ def _settings(pairs: list[str] | None) -> dict[str, str]:
 def _show(*parts: object) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
     for part in parts:
-        console.print(part, markup=False)
+        console.print(_Literal(part), markup=False, emoji=False)
+
+
+class _Literal:
+    """A part as text that moves no cursor: what a model wrote can hold control characters."""
+
+    def __init__(self, part: object) -> None:
+        self._part = part
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.segment import Segment
+
+        for text, style, control in console.render(self._part, options):  # type: ignore[arg-type]
+            shown = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
+            yield Segment(text if control else shown, style, control)

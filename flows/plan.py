@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.recipe import CandidateConfig, EvaluationConfig, JudgeConfig, Recipe
+from flows.recipe import AskableJudge, CandidateConfig, EvaluationConfig, JudgeConfig, Recipe
 from generation.candidates import ImportedCandidates, SampledCandidates
 from generation.engine import EngineConfig
 from generation.models import model_identity, weights_identity
 from generation.prompts import PromptsConfig, sources
 from judging.imported import ImportedJudgments
-from judging.pairwise import PairwiseJudge
+from judging.listwise import ListwiseJudge
+from judging.pairwise import ComparingJudge, PairwiseJudge
+from judging.pointwise import PointwiseJudge
 from judging.prior import Prior
+from judging.reasoned import ReasonedPairwiseJudge
 from judging.reward_model import RewardModelJudge
 from judging.rubric import load_rubric
 from judging.verifier import Verifier
@@ -79,12 +82,14 @@ def make_plan(recipe: Recipe) -> Plan:
     candidates = tuple(
         _artifact("candidates", [str(prompts), _candidates_identity(c)]) for c in recipe.candidates
     )
-    judgments = tuple(
-        _artifact("judgments", [[str(c) for c in candidates], judge_identity(j)])
-        for j in recipe.judges
-    )
+    judgments: tuple[Artifact, ...] = ()
+    for judge in recipe.judges:
+        place = recipe.prior_of(judge)
+        known = [] if place is None else [str(judgments[place])]
+        identity = [[str(c) for c in candidates], judge_identity(judge), *known]
+        judgments += (_artifact("judgments", identity),)
     rankings = _artifact("rankings", [[str(c) for c in candidates], [str(j) for j in judgments]])
-    preferences = _artifact("preferences", [str(rankings), recipe.pairs])
+    preferences = _artifact("preferences", [str(rankings), recipe.pairs, recipe.calibration])
     dataset = _artifact(
         "dataset",
         [str(preferences), recipe.split, recipe.name, recipe.description, recipe.license],
@@ -141,7 +146,7 @@ def evaluation_artifact(
     )
 
 
-def engine_config(config: SampledCandidates | PairwiseJudge) -> EngineConfig:
+def engine_config(config: EngineConfig) -> EngineConfig:
     """The engine part of a configuration."""
     return EngineConfig(**config.model_dump(include=set(EngineConfig.model_fields)))
 
@@ -179,13 +184,24 @@ def _candidates_identity(config: SampledCandidates | ImportedCandidates) -> Any:
     ]
 
 
-def judge_identity(
-    config: PairwiseJudge | RewardModelJudge | Verifier | ImportedJudgments | Prior,
-) -> Any:
+def judge_identity(config: AskableJudge | ImportedJudgments | Prior) -> Any:
+    """What a judge's judgments depend on besides the answers."""
     match config:
         case PairwiseJudge():
-            model = model_identity(engine_config(config))
-            return [config.kind, config.name, model, load_rubric(config.rubric).identity]
+            return [*_asked(config), load_rubric(config.rubric).identity, _schedule(config)]
+        case ReasonedPairwiseJudge():
+            rubric = load_rubric(config.rubric, config.kind).identity
+            drawn = [config.samples, config.temperature, config.max_tokens]
+            return [*_asked(config), rubric, drawn, _schedule(config)]
+        case PointwiseJudge():
+            criteria = [
+                [load_rubric(name, config.kind).identity, weight]
+                for name, weight in config.criteria.items()
+            ]
+            return [*_asked(config), criteria]
+        case ListwiseJudge():
+            rubric = load_rubric(config.rubric, config.kind).identity
+            return [*_asked(config), rubric, config.rounds]
         case RewardModelJudge():
             weights = weights_identity(config.model, config.revision)
             return [config.kind, config.name, weights, config.dtype, config.trust_remote_code]
@@ -196,6 +212,16 @@ def judge_identity(
             return [kept, _table_identity(config.source, config.split)]
         case Prior():
             return config.model_dump(mode="json")
+
+
+def _schedule(config: ComparingJudge) -> Any:
+    if config.schedule != "adaptive":
+        return config.schedule
+    return [config.schedule, config.min_gain, config.worst, config.prior]
+
+
+def _asked(config: PairwiseJudge | ReasonedPairwiseJudge | PointwiseJudge | ListwiseJudge) -> Any:
+    return [config.kind, config.name, model_identity(engine_config(config))]
 
 
 def _check_identity(check: str) -> Any:

@@ -46,10 +46,12 @@ class Advance:
     def by(self, count: int) -> None:
         """So many more are done."""
         self.done += count
+        # Where calls depend on replies, the total is a guess.
+        self.total = max(self.total, self.done)
 
     def reply(self, completion: Completion, was_recorded: bool) -> None:
         """A call was answered, now or in an earlier run."""
-        self.done += 1
+        self.by(1)
         self.recorded += was_recorded
         if not was_recorded:
             self.cost += completion.cost or 0.0
@@ -181,7 +183,12 @@ class _Shown(Advance):
             if now - self._last > 0.1:
                 self._last = now
                 cost = f" cost {self.cost:.2f}" if self.cost else ""
-                self._bars.update(self._task, completed=self.done, rate=f"{self.rate:,.0f}/s{cost}")
+                self._bars.update(
+                    self._task,
+                    completed=self.done,
+                    total=self.total,
+                    rate=f"{self.rate:,.0f}/s{cost}",
+                )
         elif now - self._last > LINE_SECONDS:
             self._last = now
             self._progress.say(f"  {self._name}: {self.words()}")

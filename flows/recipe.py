@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -14,9 +14,13 @@ from generation.candidates import ImportedCandidates, SampledCandidates
 from generation.engine import EngineRuntime, Sampling
 from generation.prompts import PromptsConfig
 from judging.imported import ImportedJudgments
-from judging.pairwise import PairwiseJudge
+from judging.listwise import ListwiseJudge
+from judging.pairwise import ComparingJudge, PairwiseJudge
+from judging.pointwise import PointwiseJudge
 from judging.prior import Prior
+from judging.reasoned import ReasonedPairwiseJudge
 from judging.reward_model import RewardModelJudge
+from judging.rubric import Shape
 from judging.verifier import Verifier
 from preferences.assembly import PairsConfig
 from preferences.config import Config
@@ -27,12 +31,16 @@ from training.dpo import DPOConfig
 from training.run import TrainingRuntime
 
 CandidateConfig = Annotated[SampledCandidates | ImportedCandidates, Field(discriminator="kind")]
-JudgeConfig = Annotated[
-    PairwiseJudge | RewardModelJudge | Verifier | ImportedJudgments | Prior,
-    Field(discriminator="kind"),
-]
-AskableJudge = PairwiseJudge | RewardModelJudge | Verifier
+AskableJudge = (
+    PairwiseJudge
+    | ReasonedPairwiseJudge
+    | PointwiseJudge
+    | ListwiseJudge
+    | RewardModelJudge
+    | Verifier
+)
 """A judge that can be asked about new answers; the others only know the ones they came with."""
+JudgeConfig = Annotated[AskableJudge | ImportedJudgments | Prior, Field(discriminator="kind")]
 
 
 class EvaluationConfig(Config):
@@ -85,6 +93,9 @@ class Recipe(Config):
     """Who answers them."""
     judges: tuple[JudgeConfig, ...] = Field(min_length=1)
     """Who says which answer is better."""
+    calibration: Literal["logistic", "isotonic"] = "logistic"
+    """How the judges are brought to people's scale, where people judged enough pairs: by a formula
+    of few terms, or by a step function on top of it, for a thousand labels or more."""
     pairs: PairsConfig = PairsConfig()
     """Which answers become chosen and rejected."""
     split: SplitConfig = SplitConfig()
@@ -103,6 +114,15 @@ class Recipe(Config):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{what}: two are named {name!r}; give each its own name")
+        earlier: list[str] = []
+        for judge in self.judges:
+            prior = judge.prior if isinstance(judge, ComparingJudge) else None
+            if prior is not None and prior not in earlier:
+                raise ValueError(
+                    f"judges: {judge.name!r} has the prior {prior!r}, which is no judge before it; "
+                    "name one that stands earlier in the list"
+                )
+            earlier.append(judge.name)
         imported = [c for c in self.candidates if isinstance(c, ImportedCandidates)]
         if self.prompts is None and not imported:
             raise ValueError("prompts: missing; give a source, or import answers with prompts")
@@ -116,12 +136,16 @@ class Recipe(Config):
                 raise ValueError(f"runtime.engines: no {name!r}; {suggestion(name, sorted(known))}")
         return self
 
+    def prior_of(self, judge: JudgeConfig) -> int | None:
+        """The place among the judges of the one that this judge's schedule starts from."""
+        if not isinstance(judge, ComparingJudge) or judge.prior is None:
+            return None
+        return [j.name for j in self.judges].index(judge.prior)
+
     def askable_judge(self) -> AskableJudge | None:
         """The judge that compares new answers: the one `evaluation.judge` names, or the first."""
         askable: dict[str, AskableJudge] = {
-            j.name: j
-            for j in self.judges
-            if isinstance(j, PairwiseJudge | RewardModelJudge | Verifier)
+            j.name: j for j in self.judges if not isinstance(j, ImportedJudgments | Prior)
         }
         wanted = self.evaluation.judge if self.evaluation else None
         if wanted is None:
@@ -162,6 +186,8 @@ def load_recipe(
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _PATH_KEYS = {"source", "model", "adapter", "rubric", "check", "against", "checks"}
+_PATH_KEYED = {"criteria"}
+"""Keys whose values have paths for their own keys."""
 
 
 def _fill(value: Any, settings: Mapping[str, str], path: Path) -> Any:
@@ -185,7 +211,9 @@ def _resolve(value: Any, folder: Path, is_path: bool = False) -> Any:
     """Make the relative paths that exist beside the recipe absolute."""
     if isinstance(value, dict):
         return {
-            key: _resolve(item, folder, is_path=is_path or key in _PATH_KEYS)
+            key: {_resolve(name, folder, is_path=True): weight for name, weight in item.items()}
+            if key in _PATH_KEYED and isinstance(item, dict)
+            else _resolve(item, folder, is_path=is_path or key in _PATH_KEYS)
             for key, item in value.items()
         }
     if isinstance(value, list):
@@ -219,7 +247,7 @@ def _explain(error: ValidationError) -> str:
     return f"{place + ': ' if place else ''}{shown}{message[0].lower()}{message[1:]}"
 
 
-_KINDS = {"sample", "import", "pairwise", "reward_model", "verifier", "prior"}
+_KINDS = {"sample", "import", *get_args(Shape), "reward_model", "verifier", "prior"}
 
 
 def _fields_at(location: Iterable[int | str]) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from flows.comparison import interval
 from flows.plan import Plan
 from flows.progress import Advance
 from flows.running import planned
+from preferences.judge_tables import judge_costs, judge_tables
+from preferences.reliability import reliability_table, reliability_words
 from preferences.store import Store
 
 
@@ -92,22 +94,21 @@ def _drops(plan: Plan, place: Store) -> list[object]:
 
 
 def _judges(plan: Plan, place: Store) -> list[object]:
-    table = _table(
-        "Judges", "judge", "judgments", "unread", "same in both orders", "prefers the first"
-    )
-    for config, artifact in zip(plan.recipe.judges, plan.judgments, strict=True):
-        manifest = place.manifest(artifact)
-        if manifest is None:
-            continue
-        facts = manifest.summary["judge"]
-        table.add_row(
-            config.name,
-            f"{facts['judgments']:,}",
-            f"{sum(facts['failures'].values()):,}",
-            _percent(facts["consistency"]),
-            _percent(facts["first_rate"]),
-        )
-    return [table] if table.row_count else []
+    rankings = place.manifest(plan.rankings)
+    if rankings is None or "agreement" not in rankings.summary:
+        return []
+    judged = (m for a in plan.judgments if (m := place.manifest(a)) is not None)
+    parts: list[object] = []
+    tables = judge_tables(rankings.summary["agreement"], judge_costs(judged))
+    if (probabilities := reliability_table(rankings.summary)) is not None:
+        tables.append(probabilities)
+    for found in tables:
+        table = _table(found.title, *found.header)
+        table.caption, table.caption_justify = found.note or None, "left"
+        for row in found.rows:
+            table.add_row(*map(escape, row))  # Names of people and categories are any text.
+        parts.append(table)
+    return [*parts, reliability_words(rankings.summary)]
 
 
 def _alignment(plan: Plan, place: Store) -> list[object]:
@@ -146,7 +147,3 @@ def _table(title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     return table
-
-
-def _percent(share: Any) -> str:
-    return "" if share is None else f"{share:.1%}"

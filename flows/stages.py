@@ -7,7 +7,7 @@ knows how, and writes what comes back. `flows.build` makes these functions into 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ import pyarrow as pa
 from flows.judges import calls, opened_judge
 from flows.plan import Plan, engine_config
 from flows.progress import Progress
+from flows.rankings import families, learn_scale
+from flows.recipe import CandidateConfig, JudgeConfig
 from generation.candidates import (
     ImportedCandidates,
     SampledCandidates,
@@ -25,16 +27,20 @@ from generation.candidates import (
     sample,
 )
 from generation.deferred import deferred
-from generation.engine import EngineRuntime
+from generation.engine import EngineConfig, EngineRuntime
 from generation.journalled import JournalledEngine
 from generation.models import model_identity
 from generation.opening import open_engine
 from generation.prompts import load_prompts
-from judging.agreement import judge_facts
+from judging.agreement import agreement, judge_facts
+from judging.calibration import Isotonic
 from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
 from judging.judge import Group
+from judging.pairwise import ComparingJudge
 from judging.ranking import rank, win_probability
-from preferences.assembly import assemble, triplets
+from judging.reward_model import RewardModelJudge
+from judging.schedule import PILOT
+from preferences.assembly import WinProbability, assemble, triplets
 from preferences.card import dataset_card, dataset_facts
 from preferences.errors import InputError
 from preferences.journal import Journal
@@ -49,6 +55,7 @@ from preferences.records import (
     RecordT,
     Triplet,
 )
+from preferences.reliability import reliability_diagram
 from preferences.splits import require_both_sides, side
 from preferences.store import Artifact, Manifest, Shard, Store, shards, work_through
 from preferences.tables import read_rows
@@ -169,9 +176,18 @@ def make_judgments(run: Run, number: int) -> None:
             _work(run, artifact, title, inputs, owed, take)
         return
     total = sum(calls(config, group) for shard in owed for group in groups(run, shard))
+    prior = run.plan.recipe.prior_of(config)
+
+    def known(shard: Shard) -> list[Judgment]:
+        return (
+            [] if prior is None else run.store.read_part(run.plan.judgments[prior], shard, Judgment)
+        )
+
+    runtime = run.engine_runtime(config.name)
+    pilot = _pilot(run) if isinstance(config, ComparingJudge) else []
     with (
         run.progress.stage(title, total, "judgments") as advance,
-        opened_judge(config, run.engine_runtime(config.name), run.store, advance) as judge_for,
+        opened_judge(config, runtime, run.store, advance, pilot, known) as judge_for,
     ):
 
         def judge(shard: Shard) -> None:
@@ -181,31 +197,65 @@ def make_judgments(run: Run, number: int) -> None:
         _work(run, artifact, title, inputs, owed, judge)
 
 
+def _pilot(run: Run) -> list[tuple[Shard, list[Group]]]:
+    """The first prompts that leave a choice of what to compare, however the shards are cut."""
+    pilot, missing = [], PILOT
+    for shard in run.shards:
+        found = [g for g in groups(run, shard) if len(g.candidates) > 2][:missing]
+        missing -= len(found)
+        if found:
+            pilot.append((shard, found))
+        if not missing:
+            break
+    return pilot
+
+
 def make_rankings(run: Run) -> None:
-    """Fit each prompt's ranking to what all judges said."""
+    """Fit each prompt's ranking to what all judges said, and to what people said of them."""
+    owed = _owed(run, run.plan.rankings)
+    if owed is None:
+        return
+    recipe = run.plan.recipe
+    told = families(_models(recipe.judges).values(), _models(recipe.candidates))
+    has_people = any(isinstance(j, ImportedJudgments) and j.people for j in recipe.judges)
+    scale = learn_scale(lambda: _judged(run), told, has_people)
+    calibration = scale.calibrated.calibration if scale.calibrated else None
 
     def fit(shard: Shard) -> None:
-        judgments = [
-            judgment
-            for artifact in run.plan.judgments
-            for judgment in run.store.read_part(artifact, shard, Judgment)
-        ]
-        _write(run, run.plan.rankings, shard, Ranking, rank(groups(run, shard), judgments))
+        said = [j for a in run.plan.judgments for j in run.store.read_part(a, shard, Judgment)]
+        ranked = rank(groups(run, shard), said, scale.noise, calibration, told)
+        _write(run, run.plan.rankings, shard, Ranking, ranked)
 
+    work_through(run.store, run.plan.rankings, owed, run.wrap("rankings", fit))
+    found = agreement(_judged(run), _models(recipe.judges), _models(recipe.candidates))
+    summary = {"agreement": asdict(found), **scale.summary()}
     inputs = [*run.plan.candidates, *run.plan.judgments]
-    _make(run, run.plan.rankings, "rankings", inputs, fit)
+    _finish(run, run.plan.rankings, "rankings", inputs, run.shards, summary)
 
 
 def make_preferences(run: Run) -> None:
     """Pair the candidates by the recipe's policy."""
+    if (owed := _owed(run, run.plan.preferences)) is None:
+        return
+    probability = _probability(run)
 
     def pair(shard: Shard) -> None:
         rankings = run.store.read_part(run.plan.rankings, shard, Ranking)
         candidates = {c.candidate_id: c for c in candidates_of(run, shard)}
-        made = assemble(rankings, candidates, run.plan.recipe.pairs, win_probability)
+        made = assemble(rankings, candidates, run.plan.recipe.pairs, probability)
         _write(run, run.plan.preferences, shard, Preference, made)
 
-    _make(run, run.plan.preferences, "preferences", [run.plan.rankings], pair)
+    _work(run, run.plan.preferences, "preferences", [run.plan.rankings], owed, pair)
+
+
+def _probability(run: Run) -> WinProbability:
+    """The ranking's own, or what the isotonic regression on people's labels makes of it."""
+    rankings = run.store.manifest(run.plan.rankings)
+    calibration = rankings.summary["calibration"] if rankings else None
+    if run.plan.recipe.calibration == "logistic" or calibration is None:
+        return win_probability
+    steps = Isotonic(**{name: tuple(of) for name, of in calibration["steps"].items()})
+    return lambda ranking, one, other: float(steps(win_probability(ranking, one, other)))
 
 
 def make_dataset(run: Run, recipe_text: str) -> None:
@@ -242,6 +292,9 @@ def make_dataset(run: Run, recipe_text: str) -> None:
     before = [m for a in made if (m := run.store.manifest(a)) is not None]
     card = dataset_card(recipe.name, recipe.description, recipe.license, sides, before, recipe_text)
     run.store.write_text(f"{folder}/README.md", card)
+    rankings = run.store.manifest(run.plan.rankings)
+    if rankings and (diagram := reliability_diagram(rankings.summary)) is not None:
+        run.store.write_text(f"{folder}/reliability.svg", diagram)
     manifest = Manifest(
         stage=artifact.stage,
         fingerprint=artifact.fingerprint,
@@ -280,6 +333,22 @@ def candidates_of(run: Run, shard: Shard) -> Iterator[Candidate]:
                 yield candidate
 
 
+def _judged(run: Run) -> Iterator[tuple[Group, list[Judgment]]]:
+    """Every group with what all judges said about it."""
+    for shard in run.shards:
+        said: dict[str, list[Judgment]] = defaultdict(list)
+        for artifact in run.plan.judgments:
+            for judgment in run.store.read_part(artifact, shard, Judgment):
+                said[judgment.prompt_id].append(judgment)
+        for group in groups(run, shard):
+            yield group, said[group.prompt.prompt_id]
+
+
+def _models(configs: Iterable[JudgeConfig | CandidateConfig]) -> dict[str, str]:
+    """The model of each that has one, by the name the recipe gives it."""
+    return {c.name: c.model for c in configs if isinstance(c, EngineConfig | RewardModelJudge)}
+
+
 def _prompts(run: Run, shard: Shard) -> list[Prompt]:
     return run.store.read_part(run.plan.prompts, shard, Prompt)
 
@@ -306,13 +375,6 @@ def _owed(run: Run, artifact: Artifact) -> list[Shard] | None:
     return [shard for shard in run.shards if not run.store.has_part(artifact, shard)]
 
 
-def _make(run: Run, artifact: Artifact, name: str, inputs: list[Artifact], make: Make) -> None:
-    """A stage that computes and calls nobody."""
-    owed = _owed(run, artifact)
-    if owed is not None:
-        _work(run, artifact, name, inputs, owed, make)
-
-
 def _work(
     run: Run, artifact: Artifact, name: str, inputs: list[Artifact], owed: list[Shard], make: Make
 ) -> None:
@@ -321,10 +383,15 @@ def _work(
 
 
 def _finish(
-    run: Run, artifact: Artifact, name: str, inputs: list[Artifact], made: Sequence[Shard]
+    run: Run,
+    artifact: Artifact,
+    name: str,
+    inputs: list[Artifact],
+    made: Sequence[Shard],
+    told: Mapping[str, Any] | None = None,
 ) -> None:
     reasons = Counter(d.reason for d in run.store.read(artifact, Dropped, kind="dropped"))
-    summary: dict[str, Any] = {"dropped": dict(sorted(reasons.items()))}
+    summary: dict[str, Any] = {"dropped": dict(sorted(reasons.items())), **(told or {})}
     if artifact.stage == "judgments":
         summary["judge"] = asdict(judge_facts(run.store.read(artifact, Judgment)))
     manifest = Manifest(

@@ -134,7 +134,9 @@ class Calibrated:
     before: Reliability
     after: Reliability
     isotonic: Reliability
-    """The same with isotonic regression in the place of the formula."""
+    """The same with isotonic regression on top of the formula."""
+    steps: Isotonic
+    """That regression, on all labels."""
 
 
 def log_length(candidate: Candidate) -> float:
@@ -186,19 +188,21 @@ def calibrate(labels: Sequence[Label]) -> Calibrated:
     fitted, isotonic = raw.copy(), raw.copy()
     for fold in range(FOLDS):
         held, seen = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        if not len(held) or not len(seen):
-            continue
-        training, test = [labels[n] for n in seen], [labels[n] for n in held]
-        fitted[held] = probabilities(test, fit(training))
-        isotonic[held] = fit_isotonic(raw[seen], _won(training))(raw[held])
-    won = _won(labels)
+        if len(held) and len(seen):
+            training, test = [labels[n] for n in seen], [labels[n] for n in held]
+            found = fit(training)
+            steps = fit_isotonic(probabilities(training, found), _won(training))
+            fitted[held] = probabilities(test, found)
+            isotonic[held] = steps(fitted[held])
+    won, whole = _won(labels), fit(labels)
     return Calibrated(
-        fit(labels),
-        len(labels),
-        len({label.prompt_id for label in labels}),
-        reliability(raw, won),
-        reliability(fitted, won),
-        reliability(isotonic, won),
+        calibration=whole,
+        labels=len(labels),
+        prompts=len({label.prompt_id for label in labels}),
+        before=reliability(raw, won),
+        after=reliability(fitted, won),
+        isotonic=reliability(isotonic, won),
+        steps=fit_isotonic(probabilities(labels, whole), won),
     )
 
 

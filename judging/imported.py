@@ -58,12 +58,15 @@ class ImportedJudgments(Config):
     """A .jsonl, .json, .csv or .parquet file (or .gz), a `datasets` folder, or a Hub id."""
     split: str = "train"
     """Which split, where the source has several."""
+    people: bool = False
+    """Whether people judged. What they say calibrates the judges, and the column `judge` tells the
+    annotators apart."""
     format: Literal["judgments", "preferences", "transcripts", "feedback"] = "judgments"
     """`judgments`: a row a comparison; `preferences` and `transcripts`: the chosen answer is better
     than the rejected; `feedback`: a row an answer that was liked or not."""
     verdict_in: Literal["probability", "verdict", "scores", "reply"] = "verdict"
     """Where `judgments` hold what the judge said."""
-    grammar: Literal["letter", "arena_hard"] = "letter"
+    grammar: Literal["letter", "final", "arena_hard"] = "letter"
     """How a `reply` is read."""
     probability_range: tuple[float, float] = (0.0, 1.0)
     """The values of the column that mean P = 0 and P = 1; (2, 1) where 1 is for the first answer
@@ -174,7 +177,7 @@ def _read_judgment(
         shown.append(found[0])
     if shown[0].candidate_id == shown[1].candidate_id:
         return _dropped(group, judge, place, "compares_an_answer_with_itself", place)
-    return _judgment("imported", judge, group, shown, place, said)
+    return _judgment("imported", config, judge, group, shown, said)
 
 
 def _read_pair(
@@ -189,7 +192,7 @@ def _read_pair(
         return _dropped(group, config.name, place, "identical_answers", place)
     # Scores, not a verdict: the table does not say which answer was shown first.
     said = {"scores": (1.0, 0.0)}
-    return _judgment("imported", config.name, group, [chosen, rejected], place, said)
+    return _judgment("imported", config, config.name, group, [chosen, rejected], said)
 
 
 def _read_feedback(
@@ -206,7 +209,7 @@ def _read_feedback(
     if len(found) != 1:
         reason = "ambiguous_candidate" if found else "unknown_candidate"
         return _dropped(group, judge, place, reason, f"{place}: {reference[:60]!r}")
-    return _judgment("feedback", judge, group, found, place, {"scores": (float(liked),)})
+    return _judgment("feedback", config, judge, group, found, {"scores": (float(liked),)})
 
 
 _READERS: dict[str, Callable[[ImportedJudgments, _Lookup, str, Row], Judgment | Dropped | None]] = {
@@ -218,16 +221,21 @@ _READERS: dict[str, Callable[[ImportedJudgments, _Lookup, str, Row], Judgment | 
 
 def _judgment(
     kind: JudgmentKind,
+    config: ImportedJudgments,
     judge: str,
     group: Group,
     shown: list[Candidate],
-    place: str,
     said: dict[str, Any],
 ) -> Judgment:
     ids = tuple(candidate.candidate_id for candidate in shown)
     # What was said is not in the identity: a judge who says two things of one pair is a duplicate.
     identity = fingerprint([kind, judge, ids])
-    return Judgment(identity, group.prompt.prompt_id, kind, judge, ids, **said)
+    prompt_id = group.prompt.prompt_id
+    if config.people:
+        annotator = judge if judge != config.name else None
+        said = {**said, "annotator": annotator}
+        kind, judge = "human", config.name
+    return Judgment(identity, prompt_id, kind, judge, ids, **said)
 
 
 def _dropped(group: Group, judge: str, place: str, reason: str, detail: str) -> Dropped:

@@ -9,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preferences.judge_tables import judge_costs, judge_tables
+from preferences.reliability import reliability_table, reliability_words
 from preferences.store import Manifest
 
 
@@ -140,24 +142,18 @@ def _stages(stages: Sequence[Manifest]) -> str:
 
 
 def _judges(stages: Sequence[Manifest]) -> list[str]:
-    rows = []
-    for manifest in stages:
-        facts = manifest.summary.get("judge")
-        if facts:
-            rows.append(
-                [
-                    manifest.name.removeprefix("judgments: "),
-                    f"{facts['judgments']:,}",
-                    f"{sum(facts['failures'].values()):,}",
-                    _percent(facts["consistency"]),
-                    _percent(facts["first_rate"]),
-                    f"{facts['cost']:,.2f}" if facts["cost"] else "",
-                ]
-            )
-    if not rows:
+    rankings = next((m for m in stages if "agreement" in m.summary), None)
+    if rankings is None:
         return []
-    header = ["judge", "judgments", "unread", "same in both orders", "prefers the first", "cost"]
-    return ["## Judges", markdown_table(header, rows), "The probabilities are uncalibrated."]
+    blocks = []
+    for table in judge_tables(rankings.summary["agreement"], judge_costs(stages)):
+        blocks += [f"## {table.title}", markdown_table(table.header, table.rows)]
+        blocks += [table.note] if table.note else []
+    blocks += ["## Probabilities", reliability_words(rankings.summary)]
+    if (bins := reliability_table(rankings.summary)) is not None:
+        blocks += ["![Reliability diagram](reliability.svg)"]
+        blocks += [markdown_table(bins.header, bins.rows)]
+    return blocks
 
 
 def _dropped(stages: Sequence[Manifest]) -> str:
@@ -170,12 +166,10 @@ def _dropped(stages: Sequence[Manifest]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
+    """A Markdown table; bars in cells are escaped, and line breaks are spaces."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
+def _cell(value: Any) -> str:
+    return " ".join(str(value).splitlines()).replace("|", "\\|")

@@ -23,6 +23,7 @@ from flows.train import train_model
 from generation.engine import EngineConfig, EngineRuntime
 from preferences.config import Config
 from preferences.store import Store
+from tests.flows.test_recipe_judges import KINDS, judging, write_recipe
 from tests.generation.endpoint import Answer, Endpoint, reply
 from tests.generation.tiny_model import write_model, write_reward_model
 
@@ -30,7 +31,7 @@ Key = tuple[type[Config], str]
 
 # Identity and validation look at keys without using them.
 ONLOOKERS = {"flows.plan", "flows.recipe", "generation.models"}
-USERS = {"askable_judge"}
+USERS = {"askable_judge", "prior_of"}
 
 
 def all_keys(hint: Any = Recipe) -> set[Key]:
@@ -62,7 +63,8 @@ def used(monkeypatch: pytest.MonkeyPatch) -> set[Key]:
         fields = type(self).__pydantic_fields__
         code = sys._getframe(1)
         looks_on = code.f_globals["__name__"] in ONLOOKERS and code.f_code.co_name not in USERS
-        if name in fields and not looks_on:
+        validates = code.f_code.co_name in type(self).__pydantic_decorators__.model_validators
+        if name in fields and not looks_on and not validates:
             found.add((owner(type(self), name), name))
         return object.__getattribute__(self, name)
 
@@ -115,7 +117,9 @@ def test_every_key_is_read_by_the_code_that_uses_it(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     # Training has a process of its own, where nobody would see what it reads.
-    monkeypatch.setattr("flows.train.ProcessPoolExecutor", lambda n, _: ThreadPoolExecutor(n))
+    monkeypatch.setattr(
+        "flows.train.ProcessPoolExecutor", lambda n, _, initializer: ThreadPoolExecutor(n)
+    )
     model = str(write_model(tmp_path / "policy"))
     endpoint = Endpoint(answered)
     asking = {"base_url": endpoint.url, "price_per_million": [1.0, 1.0], "spending_limit": 5.0}
@@ -141,7 +145,7 @@ def test_every_key_is_read_by_the_code_that_uses_it(
         ],
         "pairs": {"min_probability": 0.5},
         "split": {"test": 0.3},
-        "alignment": {"method": "dpo", "model": model, "max_steps": 2, "dtype": "float32"}
+        "alignment": {"method": "dpo", "model": model, "epochs": 0.5, "dtype": "float32"}
         | {"batch_size": 2, "probe": probe},
         "evaluation": {"engine": "transformers", "judge": "scorer", "sampling": tiny},
         "runtime": {"engines": {"far": asking, "judge": asking}, "store": str(tmp_path / "store")},
@@ -186,13 +190,25 @@ def test_every_key_is_read_by_the_code_that_uses_it(
             {**table, "name": "pairs", "source": "pairs.jsonl", "format": "preferences"},
             {"kind": "prior", "name": "strength", "order": ["good", "bad"]},
         ],
+        "pairs": {"policy": "delta", "models": ["good", "bad"]},
         "split": {"test": 0.3},
         "runtime": {"store": str(tmp_path / "store")},
     }
     carry_out(tmp_path, imported)
+    ask_every_language_model_judge(tmp_path / "asking")
     start_of_vllm(model, monkeypatch)
 
     assert sorted(f"{c.__name__}.{name}" for c, name in all_keys() - used) == []
+
+
+def ask_every_language_model_judge(folder: Path) -> None:
+    """Judges that compare, reason, score and order."""
+    folder.mkdir()
+    endpoint = Endpoint(judging)
+    try:
+        carry_out(folder, yaml.safe_load(write_recipe(folder, endpoint.url, KINDS).read_text()))
+    finally:
+        endpoint.close()
 
 
 class Started(Exception):
