@@ -136,35 +136,34 @@ def posterior(calls: Calls, noise: Noise, belief: Belief | None = None) -> Poste
     scale, bias, variance, tie = _of_calls(calls, noise)
     soft, hard = calls.is_soft, ~calls.is_soft
 
-    def summed(where: Booleans, values: Array) -> Array:
-        counts: Array = np.bincount(calls.cell[where], values, minlength=cells).astype(np.float64)
+    def summed(cell: Integers, values: Array) -> Array:
+        counts: Array = np.bincount(cell, values, minlength=cells).astype(np.float64)
         return counts
 
     weight = (calls.weight * scale**2 / variance)[soft]
     target = (calls.sign * (calls.value - bias) / scale)[soft]
-    precision, moment = summed(soft, weight), summed(soft, weight * target)
-    belief = belief or _prior(calls, noise)
+    heard = calls.cell[soft]
+    precision, moment = summed(heard, weight), summed(heard, weight * target)
+    belief, common = belief or _prior(calls, noise), noise.pair_variance
     if not hard.any():
-        return _solve(belief, calls, noise, precision, moment)
-    sign, cell = calls.sign[hard], calls.cell[hard]
-    scale, bias, tie, value = scale[hard], bias[hard], tie[hard], calls.value[hard]
-    heard = calls.weight[hard] * scale
+        return _posterior(belief, calls, common, precision, moment)
+    cell, value, tie, bias = calls.cell[hard], calls.value[hard], np.exp(tie[hard]), bias[hard]
+    slant = (calls.sign * scale)[hard]
+    once, twice = calls.weight[hard] * slant, calls.weight[hard] * slant**2
     eta = np.zeros(cells)
     for _ in range(MAX_STEPS):
-        slope, curve = _davidson(scale * sign * eta[cell] + bias, value, tie)
-        curvature = summed(hard, heard * scale * curve)
-        gradient = summed(hard, heard * sign * slope)
-        found = _solve(
-            belief, calls, noise, precision + curvature, moment + curvature * eta + gradient
-        )
-        step = found.pair_mean - eta
-        longest = np.abs(step).max(initial=0.0)
-        if longest < TOLERANCE:
-            break
+        slope, curve = _davidson(slant * eta[cell] + bias, value, tie)
+        curvature = summed(cell, twice * curve)
+        seen = precision + curvature
+        pull = moment + curvature * eta + summed(cell, once * slope)
+        mean, _ = _quality(belief, calls, common, seen, pull)
+        step = (_apart(mean, calls.size) + common * pull) / (1 + common * seen) - eta
         # Each group by itself: what one prompt holds never changes another's ranking.
         far = np.abs(step).reshape(calls.groups, -1).max(axis=1, keepdims=True)
+        if far.max(initial=0.0) < TOLERANCE:
+            break
         eta = eta + (step.reshape(calls.groups, -1) * _shorten(far)).ravel()
-    return found
+    return _posterior(belief, calls, common, seen, pull)
 
 
 def _prior(calls: Calls, noise: Noise) -> Belief:
@@ -186,10 +185,12 @@ def _of_calls(calls: Calls, noise: Noise) -> tuple[Array, Array, Array, Array]:
 
 
 def _davidson(x: Array, value: Array, tie: Array) -> tuple[Array, Array]:
-    """Slope of a verdict's log-likelihood in x, and minus its curvature."""
-    first, second, _ = _davidson_shares(x, tie)
-    lead = first - second
-    return (value - lead) / 2, (first + second - lead**2) / 4
+    """Slope of a verdict's log-likelihood in x, and minus its curvature; `tie` is e^λ."""
+    first = np.exp(x / 2)
+    second = 1 / first
+    whole = first + second + tie
+    lead = (first - second) / whole
+    return (value - lead) / 2, (1 - tie / whole - lead**2) / 4
 
 
 def _davidson_shares(x: Array, tie: Array) -> tuple[Array, Array, Array]:
@@ -199,41 +200,74 @@ def _davidson_shares(x: Array, tie: Array) -> tuple[Array, Array, Array]:
     return first, second, drawn
 
 
-def _solve(
-    belief: Belief, calls: Calls, noise: Noise, precision: Array, moment: Array
-) -> Posterior:
-    """θ and η for Gaussian calls: each pair's, summed, have this precision and this moment."""
-    first, second = pairs(calls.size)
-    shape = (calls.groups, len(first))
-    common = noise.pair_variance
+def _quality(
+    belief: Belief, calls: Calls, common: float, precision: Array, moment: Array
+) -> tuple[Array, Array]:
+    """Mean of θ, shape (groups, K), and its covariance, shape (K, K, groups).
+
+    For Gaussian calls about η: each pair's, summed, have this precision and this moment.
+    """
+    size, (first, second) = calls.size, pairs(calls.size)
     # A pair's calls see θ_i - θ_k with the variance of their mean plus that of u.
-    weight = (precision / (1 + common * precision)).reshape(shape)
-    pull = (moment / (1 + common * precision)).reshape(shape)
-    inverse = np.zeros((calls.groups, calls.size, calls.size))
-    inverse[:, first, second] = inverse[:, second, first] = -weight
-    rows = np.arange(calls.size)
-    inverse[:, rows, rows] = -inverse.sum(axis=2)
-    covariance: Array = np.linalg.inv(inverse + belief.precision).astype(np.float64)
-    evidence = np.einsum("gij,gj->gi", belief.precision, belief.mean)
+    seen = 1 / (1 + common * precision)
+    weight = (precision * seen).reshape(calls.groups, -1).T
+    pull = (moment * seen).reshape(calls.groups, -1).T
+    # Groups stand last: each step of the elimination runs along them.
+    matrix = np.zeros((size, size, calls.groups))
+    matrix[first, second] = matrix[second, first] = -weight
+    rows = np.arange(size)
+    matrix[rows, rows] = -matrix.sum(axis=1)
+    matrix += belief.precision.transpose(1, 2, 0)
+    evidence = np.einsum("gij,gj->ig", belief.precision, belief.mean)
     for pair, (i, k) in enumerate(zip(first, second, strict=True)):
-        evidence[:, i] += pull[:, pair]
-        evidence[:, k] -= pull[:, pair]
-    mean = np.einsum("gij,gj->gi", covariance, evidence)
-    apart = (mean[:, first] - mean[:, second]).ravel()
-    spread = (
-        covariance[:, first, first] + covariance[:, second, second]
-        - 2 * covariance[:, first, second]
-    ).ravel()  # fmt: skip
+        evidence[i] += pull[pair]
+        evidence[k] -= pull[pair]
+    covariance = _inverse(matrix)
+    mean: Array = (covariance * evidence).sum(axis=1).T
+    return mean, covariance
+
+
+def _inverse(matrix: Array) -> Array:
+    """Of many positive definite matrices, in place, by Gauss-Jordan elimination.
+
+    Shape (K, K, groups). Without pivots, which such matrices do not need. A call of LAPACK for each
+    matrix would take ten times as long.
+    """
+    for k in range(len(matrix)):
+        column = matrix[:, k].copy()
+        pivot = 1 / column[k]
+        row = matrix[k] * pivot
+        matrix -= column[:, None] * row
+        matrix[:, k] = -column * pivot
+        matrix[k] = row
+        matrix[k, k] = pivot
+    return matrix
+
+
+def _apart(mean: Array, size: int) -> Array:
+    first, second = pairs(size)
+    apart: Array = (mean[:, first] - mean[:, second]).ravel()
+    return apart
+
+
+def _posterior(
+    belief: Belief, calls: Calls, common: float, precision: Array, moment: Array
+) -> Posterior:
+    mean, by_pair = _quality(belief, calls, common, precision, moment)
+    first, second = pairs(calls.size)
+    spread = by_pair[first, first] + by_pair[second, second] - 2 * by_pair[first, second]
     # Given θ, η lies between θ_i - θ_k and what the calls say; `share` is the latter's part.
     share = common * precision / (1 + common * precision)
+    apart = _apart(mean, calls.size)
     eta = (apart + common * moment) / (1 + common * precision)
+    between = (1 - share) ** 2 * spread.T.ravel()
     own = common * (1 - share)
     return Posterior(
         mean=mean,
-        covariance=covariance,
+        covariance=np.ascontiguousarray(by_pair.transpose(2, 0, 1)),
         pair_mean=eta,
-        pair_variance=(1 - share) ** 2 * spread + own,
-        common=(eta - apart) ** 2 + share**2 * spread + own,
+        pair_variance=between + own,
+        common=(eta - apart) ** 2 + share**2 * spread.T.ravel() + own,
     )
 
 
@@ -250,7 +284,7 @@ def fit_noise(batches: Sequence[Calls]) -> Noise:
     for _ in range(EM_STEPS):
         before = noise
         noise = _maximise(batches, [posterior(calls, noise) for calls in batches], noise)
-        if _apart(before, noise) < EM_TOLERANCE:
+        if _change(before, noise) < EM_TOLERANCE:
             break
     return noise
 
@@ -370,7 +404,7 @@ def _fit_verdicts(
     return JudgeNoise(max(float(point[0]), 0.01), float(point[1]), before.variance, float(point[2]))
 
 
-def _apart(one: Noise, other: Noise) -> float:
+def _change(one: Noise, other: Noise) -> float:
     """The largest change of any number, variances by their logarithms."""
 
     def numbers(noise: Noise) -> Array:

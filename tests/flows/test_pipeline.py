@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,9 +72,12 @@ def test_the_miniature_runs_from_prompts_to_an_evaluated_model(done: tuple[Path,
     assert "Traceback" not in printed
     assert "Before and after, 20 prompts" in printed
     assert "true reward" in printed
-    # 30 prompts x 3 answers; each of the 3 pairs of a prompt asked in both orders: 30 x 6.
+    # 30 prompts x 3 answers. 24 prompts are the pilot, with 3 pairs in both orders each: 24 x 6;
+    # of the other 6, the best and the worst at least meet in both orders.
     assert "candidates: policy: 90 rows" in printed
-    assert "judgments: judge: 180 rows" in printed
+    asked = re.search(r"judgments: judge: (\d+) rows", printed)
+    assert asked is not None
+    assert 24 * 6 + 6 * 2 <= int(asked[1]) < 30 * 6
 
 
 def test_a_second_run_does_nothing_at_once(done: tuple[Path, str]) -> None:
@@ -103,7 +107,7 @@ def test_the_store_loses_no_answer_and_flips_none(done: tuple[Path, str]) -> Non
         said[tuple(row["candidate_ids"])] = row["probability"]
     pairs = rows("dataset/*/data/*.parquet")
     assert len(answers) == 90
-    assert len(said) == 180
+    assert len(said) >= 24 * 6 + 6 * 2
     assert pairs
     for pair in pairs:
         assert pair["chosen"][0]["content"] == answers[pair["chosen_id"]]["response"]
@@ -114,7 +118,9 @@ def test_the_store_loses_no_answer_and_flips_none(done: tuple[Path, str]) -> Non
     direct = [
         said[p["chosen_id"], p["rejected_id"]] + 1 - said[p["rejected_id"], p["chosen_id"]]
         for p in pairs
+        if {(p["chosen_id"], p["rejected_id"]), (p["rejected_id"], p["chosen_id"])} <= said.keys()
     ]
+    assert len(direct) > 20
     assert sum(d > 1 for d in direct) / len(direct) > 0.9
 
 
@@ -129,7 +135,7 @@ def test_status_trace_and_exports_show_what_is_there(done: tuple[Path, str]) -> 
     trace = pairwright("trace", pair["chosen_id"][:12], "recipe.yaml", cwd=folder).stdout
     assert pair["prompt"][0]["content"] in trace
     assert f"Pair {pair['preference_id']}" in trace
-    assert trace.count("P(first better)") == 6
+    assert trace.count("P(first better)") >= 2
     for form, columns in {
         "conversational": {"prompt", "chosen", "rejected"},
         "plain": {"prompt", "chosen", "rejected"},
