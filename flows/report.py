@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flows.comparison import interval
 from flows.plan import Plan
@@ -97,7 +98,7 @@ def _judges(plan: Plan, place: Store) -> list[object]:
     rankings = place.manifest(plan.rankings)
     if rankings is None or "agreement" not in rankings.summary:
         return []
-    judged = (m for a in plan.judgments if (m := place.manifest(a)) is not None)
+    judged = [m for a in plan.judgments if (m := place.manifest(a)) is not None]
     parts: list[object] = []
     tables = judge_tables(rankings.summary["agreement"], judge_costs(judged))
     if (probabilities := reliability_table(rankings.summary)) is not None:
@@ -108,7 +109,8 @@ def _judges(plan: Plan, place: Store) -> list[object]:
         for row in found.rows:
             table.add_row(*map(escape, row))  # Names of people and categories are any text.
         parts.append(table)
-    return [*parts, reliability_words(rankings.summary)]
+    parts += [Text(f"! {alarm}") for m in judged for alarm in m.summary.get("alarms", ())]
+    return [*parts, Text(reliability_words(rankings.summary))]
 
 
 def _alignment(plan: Plan, place: Store) -> list[object]:

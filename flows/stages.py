@@ -36,6 +36,7 @@ from judging.agreement import agreement, judge_facts
 from judging.calibration import Isotonic
 from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
 from judging.judge import Group
+from judging.missing import ALARM, missing_judgments
 from judging.pairwise import ComparingJudge
 from judging.ranking import rank, win_probability
 from judging.reward_model import RewardModelJudge
@@ -208,6 +209,25 @@ def _pilot(run: Run) -> list[tuple[Shard, list[Group]]]:
         if not missing:
             break
     return pilot
+
+
+MOST_MISSING = 20_000
+"""Judgments looked at for whether the missing ones differ; more would tell no more."""
+
+
+def _alarms(run: Run, artifact: Artifact) -> list[str]:
+    """What there is to say of a judge of which too much is missing."""
+    judgments: list[Judgment] = []
+    candidates: dict[str, Candidate] = {}
+    prompts: dict[str, Prompt] = {}
+    for shard in run.shards:
+        judgments += run.store.read_part(artifact, shard, Judgment)
+        candidates |= {c.candidate_id: c for c in candidates_of(run, shard)}
+        prompts |= {p.prompt_id: p for p in _prompts(run, shard)}
+        if len(judgments) > MOST_MISSING:
+            break
+    found = missing_judgments(judgments, candidates, prompts)
+    return [sentence for missing in found if (sentence := missing.sentence()) is not None]
 
 
 def make_rankings(run: Run) -> None:
@@ -393,7 +413,12 @@ def _finish(
     reasons = Counter(d.reason for d in run.store.read(artifact, Dropped, kind="dropped"))
     summary: dict[str, Any] = {"dropped": dict(sorted(reasons.items())), **(told or {})}
     if artifact.stage == "judgments":
-        summary["judge"] = asdict(judge_facts(run.store.read(artifact, Judgment)))
+        facts = judge_facts(run.store.read(artifact, Judgment))
+        summary["judge"] = asdict(facts)
+        if sum(facts.failures.values()) > ALARM * facts.judgments:
+            summary["alarms"] = _alarms(run, artifact)
+            for alarm in summary["alarms"]:
+                run.progress.say(f"! {alarm}")
     manifest = Manifest(
         stage=artifact.stage,
         fingerprint=artifact.fingerprint,

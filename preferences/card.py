@@ -149,6 +149,7 @@ def _judges(stages: Sequence[Manifest]) -> list[str]:
     for table in judge_tables(rankings.summary["agreement"], judge_costs(stages)):
         blocks += [f"## {table.title}", markdown_table(table.header, table.rows)]
         blocks += [table.note] if table.note else []
+    blocks += [f"**Missing judgments.** {a}" for m in stages for a in m.summary.get("alarms", ())]
     blocks += ["## Probabilities", reliability_words(rankings.summary)]
     if (bins := reliability_table(rankings.summary)) is not None:
         blocks += ["![Reliability diagram](reliability.svg)"]
