@@ -18,6 +18,8 @@ def evaluation_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]
     yield "mean characters", f"{before:,.0f}", f"{after:,.0f}"
     if summary["win_rate"]:
         yield f"win rate, by {summary['judge']}", "0.5", interval(summary["win_rate"])
+    if summary.get("win_rate_at_equal_lengths"):
+        yield "win rate at equal lengths", "0.5", interval(summary["win_rate_at_equal_lengths"])
 
 
 def evaluation_table(summary: Mapping[str, Any]) -> str:

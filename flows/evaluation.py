@@ -21,7 +21,7 @@ from generation.opening import open_engine
 from generation.prompts import load_prompts
 from judging.judge import Group
 from judging.verifier import load_check
-from judging.win_rate import win_probabilities, win_rate
+from judging.win_rate import length_controlled_win_rates, win_probabilities, win_rate
 from preferences.conversations import make_prompt
 from preferences.estimate import clustered_mean
 from preferences.journal import Journal
@@ -65,6 +65,9 @@ def evaluate(
         store.write_rows(temporary, Judgment, iter(judgments))
     judge = recipe.askable_judge()
     told = [g for g in groups if _can_be_judged(g)]
+    wins = win_probabilities(told, judgments)
+    # Of one model against one: a single entry, or none where nothing could be judged.
+    at_equal_lengths = [r.controlled for r in length_controlled_win_rates(told, wins)]
     summary: dict[str, Any] = {
         "prompts": len(prompts),
         "checks": {
@@ -74,7 +77,8 @@ def evaluate(
         "truncated": [_share(a, lambda c: c.status == "truncated") for a in (before, after)],
         "characters": [sum(len(c.response) for c in a) / len(a) for a in (before, after)],
         "judge": judge.name if judge else None,
-        "win_rate": _asdict(win_rate(told, win_probabilities(told, judgments))) if judge else None,
+        "win_rate": _asdict(win_rate(told, wins)),
+        "win_rate_at_equal_lengths": _asdict(next(iter(at_equal_lengths), None)),
     }
     manifest = Manifest(
         stage=evaluation.stage,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flows import prefect_settings
 from flows.check import check_inputs
@@ -56,9 +58,51 @@ def planned(
     return make_plan(loaded), Store(store or loaded.runtime.store)
 
 
+def status_document(recipe: Path, settings: Mapping[str, str], store: str | None) -> dict[str, Any]:
+    """Each stage for a program: `done`, `begun` or `owed`, and its rows where it is done."""
+    plan, place = planned(recipe, settings, store)
+    stages = []
+    for name, artifact in plan.artifacts:
+        manifest = place.manifest(artifact)
+        begun = "begun" if place.fs.exists(place.folder(artifact)) else "owed"
+        stages.append(
+            {
+                "name": name,
+                "artifact": str(artifact),
+                "state": begun if manifest is None else "done",
+                "rows": manifest.rows if manifest else None,
+                "dropped": manifest.dropped if manifest else None,
+            }
+        )
+    return {"recipe": plan.recipe.name, "store": place.url, "stages": stages}
+
+
+def report_document(
+    recipe: Path, settings: Mapping[str, str], store: str | None, dataset_only: bool = False
+) -> dict[str, Any]:
+    """What came out, for a program: of each finished stage what its manifest says."""
+    plan, place = planned(recipe, settings, store, dataset_only)
+    finished = [(name, a, m) for name, a in plan.artifacts if (m := place.manifest(a)) is not None]
+    stages = [
+        {
+            "name": name,
+            "artifact": str(artifact),
+            "rows": manifest.rows,
+            "dropped": manifest.dropped,
+            "inputs": list(manifest.inputs),
+            "summary": manifest.summary,
+        }
+        for name, artifact, manifest in finished
+    ]
+    return {"recipe": plan.recipe.name, "store": place.url, "stages": stages}
+
+
 @contextmanager
 def _flows(progress: Progress) -> Iterator[None]:
     """Prefect, quietly: its server if one is set, else an ephemeral one for this run."""
     prefect_settings.apply()
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        # What fails is raised and told in one line; the traceback goes to Prefect's pages alone.
+        logging.getLogger(name).propagate = False
     with telling(progress):
         yield

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import multiprocessing
+import os
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,17 +20,19 @@ from typing import Any
 from flows.judges import opened_judge
 from flows.progress import Advance, Progress
 from flows.recipe import Recipe
-from generation.engine import EngineRuntime
+from generation.engine import EngineConfig, EngineRuntime
 from judging.judge import Group
-from judging.pairwise import PairwiseJudge
 from judging.verifier import load_check
 from judging.win_rate import win_probabilities
 from preferences.conversations import make_prompt
 from preferences.errors import ServiceError
 from preferences.fingerprint import fingerprint
 from preferences.records import Candidate, Messages
-from preferences.store import Artifact, Manifest, Shard, Store
+from preferences.store import Artifact, DiskFull, Manifest, Shard, Store
 from training.probe import Scorer
+
+WAIT_SECONDS = 5.0
+"""Between two looks at whether the process that trains the same model is done."""
 
 
 def train_model(
@@ -33,24 +40,39 @@ def train_model(
 ) -> None:
     """Train the recipe's model on a dataset of the store, unless it is done.
 
-    Training runs in a process of its own, which gives its memory back when it ends.
+    Training runs in a process of its own, which gives its memory back when it ends. Where another
+    process trains the same model, its end is waited for.
     """
-    if store.manifest(model) is not None:
-        return
-    with store.claim(str(model)) as ours, local_folder(store, dataset) as data:
+    waiting = False
+    while store.manifest(model) is None:
+        with store.claim(str(model)) as ours:
+            if ours and store.manifest(model) is None:
+                _train_claimed(recipe, store, dataset, model, progress)
         if not ours:
-            raise ServiceError(f"{model}: another process trains this now; wait for it")
-        with working_folder(store, model) as output:
-            progress.say("  training")
-            try:
-                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    arguments = (recipe.model_dump_json(), str(data), str(output), store.url)
-                    summary = pool.submit(_train, *arguments).result()
-            except BrokenProcessPool as error:
-                raise ServiceError(
-                    "training was killed, often for want of memory; a rerun goes on from the last "
-                    "checkpoint"
-                ) from error
+            if not waiting:
+                progress.say("  another process trains this; waiting for it")
+            waiting = True
+            time.sleep(WAIT_SECONDS)
+
+
+def _train_claimed(
+    recipe: Recipe, store: Store, dataset: Artifact, model: Artifact, progress: Progress
+) -> None:
+    with local_folder(store, dataset) as data, working_folder(store, model) as output:
+        progress.say("  training")
+        try:
+            with ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+            ) as pool:
+                arguments = (recipe.model_dump_json(), str(data), str(output), store.url)
+                summary = pool.submit(_train, *arguments).result()
+        except BrokenProcessPool as error:
+            raise ServiceError(
+                "training was killed, often for want of memory; a rerun goes on from the last "
+                "checkpoint"
+            ) from error
+        if not store.is_local:
+            send(output, store, model)
         finished = store.manifest(dataset)
         manifest = Manifest(
             stage=model.stage,
@@ -74,19 +96,55 @@ def local_folder(store: Store, artifact: Artifact) -> Iterator[Path]:
         yield Path(store.folder(artifact))
         return
     with TemporaryDirectory(prefix="pairwright-") as folder:
-        store.fs.get(f"{store.folder(artifact)}/", folder + "/", recursive=True)
+        # One by one: what a slash at the end of a folder means differs between file systems.
+        for path in store.fs.find(store.folder(artifact)):
+            target = Path(folder) / path.removeprefix(store.folder(artifact)).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            store.fs.get_file(path, str(target))
         yield Path(folder)
 
 
 @contextmanager
 def working_folder(store: Store, artifact: Artifact) -> Iterator[Path]:
-    """A folder to write a model to; for a bucket, one that is sent there at the end."""
+    """A folder to write a model to.
+
+    For a bucket it is one of this machine, in the user's cache. It goes away when the block ends
+    well; otherwise it stays, and a rerun here goes on from its last checkpoint.
+    """
     if store.is_local:
         yield Path(store.folder(artifact))
         return
-    with TemporaryDirectory(prefix="pairwright-") as folder:
-        yield Path(folder)
-        store.fs.put(folder + "/", f"{store.folder(artifact)}/", recursive=True)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "pairwright" / "training" / fingerprint([store.url, str(artifact)])
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def send(folder: Path, store: Store, artifact: Artifact) -> None:
+    """Copy a finished run to its place in the bucket; ServiceError if that breaks off."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"):
+        place = f"{store.folder(artifact)}/{path.relative_to(folder).as_posix()}"
+        try:
+            store.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+            store.fs.put_file(str(path), place)
+        except OSError as error:
+            raise ServiceError(
+                f"{store.url}: the trained model could not be sent there ({error}); run the same "
+                "again, which trains nothing and sends it"
+            ) from error
+
+
+def _end_with_parent() -> None:
+    """In the child: end when the process that wants the result is gone, whatever killed it."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        while parent is not None and os.getppid() == parent.pid:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train(recipe_json: str, dataset: str, output: str, store_url: str) -> dict[str, Any]:
@@ -97,7 +155,7 @@ def _train(recipe_json: str, dataset: str, output: str, store_url: str) -> dict[
     recipe = Recipe.model_validate_json(recipe_json)
     config = recipe.alignment
     assert config is not None
-    with ExitStack() as stack:
+    with _full_disk_explained(Path(output)), ExitStack() as stack:
         scorer = well_formed = None
         if config.probe is not None:
             scorer = stack.enter_context(_scorer(recipe, Store(store_url)))
@@ -110,13 +168,30 @@ def _train(recipe_json: str, dataset: str, output: str, store_url: str) -> dict[
 
 
 @contextmanager
+def _full_disk_explained(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        # safetensors tells it in words; torch's writer only finds itself at another place than it
+        # should be.
+        words = str(error)
+        told = "No space left on device" in words or "inline_container" in words
+        if not told and getattr(error, "errno", None) != errno.ENOSPC:
+            raise
+        raise DiskFull(
+            f"{output}: no space left on the disk; free some and run the same again, training goes "
+            "on from its last checkpoint"
+        ) from error
+
+
+@contextmanager
 def _scorer(recipe: Recipe, store: Store) -> Iterator[Scorer | None]:
     """The recipe's judge, as training wants it: P(each answer beats the reference's)."""
     config = recipe.askable_judge()
     if config is None:
         yield None
         return
-    if isinstance(config, PairwiseJudge) and config.engine == "vllm":
+    if isinstance(config, EngineConfig) and config.engine == "vllm":
         # vLLM reserves a device's memory as a whole; here the judge shares it with the trainer.
         config = config.model_copy(update={"engine": "transformers"})
     runtime = recipe.runtime.engines.get(config.name, EngineRuntime())

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,22 +76,37 @@ class OpenAIEngine:
         self._thread.start()
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield completions as they arrive; stopping early cancels the calls in flight."""
-        arrived: queue.SimpleQueue[Future[Completion]] = queue.SimpleQueue()
-        pending: set[Future[Completion]] = set()
+        """Yield completions as they arrive; stopping early cancels the calls in flight.
+
+        Where no other request would fare better, nothing new is asked, the replies to what is in
+        flight are yielded, for they are paid for, and ServiceError is raised.
+        """
+        arrived: queue.SimpleQueue[Future[Completion | None]] = queue.SimpleQueue()
+        pending: set[Future[Completion | None]] = set()
         waiting = iter(requests)
+        given_up = asyncio.Event()
+        failure: ServiceError | None = None
         try:
             while True:
                 # Twice what is in flight, so that the next is at hand when one arrives.
-                for request in itertools.islice(waiting, 2 * self._concurrency - len(pending)):
-                    future = self._start(self._ask(request))
+                room = 0 if failure else 2 * self._concurrency - len(pending)
+                for request in itertools.islice(waiting, room):
+                    future = self._start(self._ask(request, given_up))
                     pending.add(future)
                     future.add_done_callback(arrived.put)
                 if not pending:
-                    return
+                    break
                 future = arrived.get()
                 pending.remove(future)
-                yield future.result()
+                try:
+                    completion = future.result()
+                except ServiceError as error:
+                    failure = failure or error
+                    continue
+                if completion is not None:
+                    yield completion
+            if failure is not None:
+                raise failure
         finally:
             for future in pending:
                 future.cancel()
@@ -113,55 +129,69 @@ class OpenAIEngine:
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.close()
 
-    async def _ask(self, request: Request) -> Completion:
-        async with self._slots:
-            attempt = 0
-            while True:
-                # One that was told to wait holds the others back too.
-                while (pause := self._not_before - time.monotonic()) > 0:
-                    await asyncio.sleep(pause)
-                arguments = self._arguments(request)
-                worst = self._spending.worst_case(request)
-                await self._spending.reserve(worst)
-                # A call that breaks off may have been charged in full.
-                cost = worst
-                try:
-                    reply = await self._client.chat.completions.create(**arguments)
-                    if not isinstance(reply, openai.types.chat.ChatCompletion):
-                        raise ServiceError(
-                            f"{self._shown_url} answers with something else than a chat "
-                            "completion; check base_url, which often ends in /v1"
-                        )
-                    cost = self._spending.cost(reply.usage, worst)
-                    return _completion(request, reply, cost)
-                except openai.APIStatusError as error:
-                    cost = None if worst is None else 0.0
-                    if self._is_quirk(error, arguments):
-                        continue
-                    failure = self._failure(error)
-                    if failure is not None:
-                        return Completion(request.request_id, "", "failed", failure=failure)
-                    problem = f"{error.status_code} {self._message(error)}"
-                    self._heed(error.response.headers)
-                except openai.APIConnectionError as error:
-                    if "Connect" in type(error.__cause__).__name__:
-                        cost = None if worst is None else 0.0  # It never got there.
-                    problem = f"{error} ({type(error.__cause__).__name__})"
-                finally:
-                    self._spending.settle(worst, cost)
-                if attempt >= self._retries:
+    async def _ask(self, request: Request, given_up: asyncio.Event) -> Completion | None:
+        """The reply; None where another request showed first that there is no use in asking."""
+        try:
+            async with self._slots:
+                return await self._reply(request, given_up)
+        except ServiceError:
+            given_up.set()
+            raise
+
+    async def _reply(self, request: Request, given_up: asyncio.Event) -> Completion | None:
+        attempt = 0
+        while True:
+            # One that was told to wait holds the others back too.
+            while (pause := self._not_before - time.monotonic()) > 0 and not given_up.is_set():
+                await _sleep(pause, given_up)
+            if given_up.is_set():
+                return None
+            arguments = self._arguments(request)
+            worst = self._spending.worst_case(request)
+            await self._spending.reserve(worst)
+            # A call that breaks off may have been charged in full.
+            cost = worst
+            try:
+                reply = await self._client.chat.completions.create(**arguments)
+                if not isinstance(reply, openai.types.chat.ChatCompletion):
                     raise ServiceError(
-                        f"{self._shown_url} did not answer after {attempt + 1} tries: {problem}; "
-                        "check that it runs and that base_url is right, then run again"
+                        f"{self._shown_url} answers with something else than a chat "
+                        "completion; check base_url, which often ends in /v1"
                     )
-                await asyncio.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.75, 1))
-                attempt += 1
+                cost = self._spending.cost(reply.usage, worst)
+                return _completion(request, reply, cost)
+            except openai.APIStatusError as error:
+                cost = None if worst is None else 0.0
+                if self._is_quirk(error, arguments):
+                    continue
+                failure = self._failure(error)
+                if failure is not None:
+                    return Completion(request.request_id, "", "failed", failure=failure)
+                problem = f"{error.status_code} {self._message(error)}"
+                self._heed(error.response.headers)
+            except openai.APIConnectionError as error:
+                if "Connect" in type(error.__cause__).__name__:
+                    cost = None if worst is None else 0.0  # It never got there.
+                problem = f"{error} ({type(error.__cause__).__name__})"
+            finally:
+                self._spending.settle(worst, cost)
+            if attempt >= self._retries:
+                raise ServiceError(
+                    f"{self._shown_url} did not answer after {attempt + 1} tries: {problem}; "
+                    "check that it runs and that base_url is right, then run again"
+                )
+            await _sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.75, 1), given_up)
+            attempt += 1
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         sampling = request.sampling
         arguments: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": m.role, "content": m.content} for m in request.messages],
+            # Half a surrogate pair, which a model can emit, has no UTF-8 and could not be sent.
+            "messages": [
+                {"role": m.role, "content": m.content.encode("utf-8", "replace").decode()}
+                for m in request.messages
+            ],
             "temperature": sampling.temperature,
         }
         longest = sampling.max_tokens
@@ -222,7 +252,7 @@ class OpenAIEngine:
     def _message(self, error: openai.APIStatusError) -> str:
         body = error.body
         said = body.get("message") if isinstance(body, Mapping) else None
-        text = " ".join(str(said or error.message).split())[:500]
+        text = _one_line(str(said or error.message))
         for word in self._hidden:
             text = text.replace(word, "…")
         return text
@@ -236,6 +266,12 @@ class OpenAIEngine:
                 f"{self._shown_url} asks to be left alone for {pause:.0f} s; run again after that"
             )
         self._not_before = max(self._not_before, time.monotonic() + pause)
+
+
+async def _sleep(seconds: float, given_up: asyncio.Event) -> None:
+    """Sleep so long, or until there is no use in waiting."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(given_up.wait(), seconds)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -272,8 +308,8 @@ def _completion(request: Request, reply: Any, cost: float | None) -> Completion:
     choice = reply.choices[0]
     if choice.finish_reason == "content_filter":
         return failed("stopped by the endpoint's content filter")
-    if getattr(choice.message, "refusal", None):
-        return failed(f"refused: {choice.message.refusal}")
+    if refusal := getattr(choice.message, "refusal", None):
+        return failed(f"refused: {_one_line(refusal)}")
     text = choice.message.content or ""
     if request.choices:
         probs = _choice_probs(request.choices, choice.logprobs)
@@ -285,6 +321,11 @@ def _completion(request: Request, reply: Any, cost: float | None) -> Completion:
     text = text[: min(found)] if found else text
     reason = "length" if choice.finish_reason == "length" else "stop"
     return Completion(request.request_id, text, reason, **counts)  # type: ignore[arg-type]
+
+
+def _one_line(text: str) -> str:
+    """What an endpoint says, fit for an error message and for a record's failure."""
+    return " ".join(text.split())[:500]
 
 
 def _choice_probs(choices: tuple[str, ...], logprobs: Any) -> tuple[float, ...] | None:

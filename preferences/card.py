@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,7 +90,7 @@ def dataset_card(
         "## Fields",
         _FIELDS,
         "## Make it again",
-        f"```yaml\n{recipe.strip()}\n```\n\n"
+        f"{_fenced(recipe)}\n\n"
         "`pairwright build recipe.yaml` makes the same rows from the same inputs.",
     ]
     return "\n\n".join(blocks) + "\n"
@@ -105,10 +107,16 @@ _FIELDS = """\
 | `chosen_model`, `rejected_model` | who wrote the answers |"""
 
 
+def _fenced(text: str) -> str:
+    """As a block of YAML, whatever backticks are in it."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}yaml\n{text.strip()}\n{fence}"
+
+
 def _front_matter(license: str | None, sides: Mapping[str, DatasetFacts | None]) -> str:
     lines = ["---"]
     if license:
-        lines.append(f"license: {license}")
+        lines.append(f"license: {json.dumps(license)}")
     lines += ["tags:", "- preference", "- dpo", "- pairwright"]
     lines += ["configs:", "- config_name: default", "  data_files:"]
     for split, facts in sides.items():

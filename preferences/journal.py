@@ -44,9 +44,13 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.flush()
-        if self._stream is not None:
-            self._stream.close()
+        try:
+            self.flush()
+        finally:
+            if self._stream is not None:
+                # Closing writes what a full disk did not take before.
+                with self._store.errors_explained():
+                    self._stream.close()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The reply on record for this call, or None if it is owed."""

@@ -115,7 +115,8 @@ class Store:
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url)
-        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        # A remembered listing would hide what another process has made meanwhile.
+        self.fs, self.root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
 
     @cached_property
     def is_local(self) -> bool:
@@ -249,10 +250,11 @@ class Store:
     @contextmanager
     def _file_claim(self, key: str) -> Iterator[bool]:
         path = Path(self.path("claims", f"{key.replace('/', '-')}.lock"))
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path, thread_local=False)
         try:
-            lock.acquire(timeout=0)
+            with self.errors_explained():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0)
         except filelock.Timeout:
             yield False
             return
@@ -331,15 +333,8 @@ class Store:
     @contextmanager
     def errors_explained(self) -> Iterator[None]:
         """Turn a full disk into an error that says what to do."""
-        try:
+        with full_disk_explained(self.url, "finished parts are kept"):
             yield
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise ServiceError(
-                f"{self.url}: no space left on the disk; free some and run the same again, "
-                "finished parts are kept"
-            ) from error
 
     def write_rows(self, path: str, record: type[RecordT], rows: Iterator[RecordT]) -> int:
         """Write a Parquet file, a row group at a time; returns the number of rows."""
@@ -363,6 +358,23 @@ class Store:
             return pq.read_table(stream)
 
 
+class DiskFull(ServiceError):
+    """No space is left: nothing else that is written there would fare better."""
+
+
+@contextmanager
+def full_disk_explained(place: str | Path, kept: str) -> Iterator[None]:
+    """Raise DiskFull, naming the place and what is kept there, where the block fills the disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DiskFull(
+            f"{place}: no space left on the disk; free some and run the same again, {kept}"
+        ) from error
+
+
 def _cut(path: str) -> str:
     """Of how many shards a part is one: `008` for `part-003-of-008.parquet`."""
     return path.removesuffix(".parquet").rsplit("-", 1)[-1]
@@ -379,7 +391,8 @@ def work_through(
 
     Shards that another process holds are left to it and looked at again when ours are done; if it
     dies, its claim falls free and the shard is made here. A shard whose engine fails is left owed
-    and the others go on; ServiceError then tells how many failed and why.
+    and the others go on; ServiceError then tells how many failed and why. A full disk stops all:
+    what the others would ask for could not be kept.
     """
     waiting, failures = list(owed), []
     while waiting:
@@ -392,6 +405,8 @@ def work_through(
                     store.sweep(artifact, shard)
                     try:
                         make(shard)
+                    except DiskFull:
+                        raise
                     except ServiceError as error:
                         failures.append(error)
         if len(held_elsewhere) == len(waiting):

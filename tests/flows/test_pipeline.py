@@ -72,6 +72,7 @@ def test_the_miniature_runs_from_prompts_to_an_evaluated_model(done: tuple[Path,
     assert "Traceback" not in printed
     assert "Before and after, 20 prompts" in printed
     assert "true reward" in printed
+    assert "win rate at equal lengths" in printed
     # 30 prompts x 3 answers. 24 prompts are the pilot, with 3 pairs in both orders each: 24 x 6;
     # of the other 6, the best and the worst at least meet in both orders.
     assert "candidates: policy: 90 rows" in printed

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import yaml
+
 import pytest
 
 from judging.agreement import agreement, judge_facts
@@ -45,7 +47,7 @@ def test_the_card_tells_how_judges_judged_and_agree() -> None:
     said = summary(two_judges("second"), two_judges("first"))
     text = card(
         made("judgments", "judgments: j", judge=asdict(judge_facts([])) | {"cost": 1.5}),
-        made("rankings", "rankings", agreement=said),
+        made("rankings", "rankings", agreement=said, uncalibrated="no person was asked"),
     )
     # Both answers shown first were preferred by j: 100 %, never the longer one.
     assert "| j | 2 | 0.0% | 100.0% | 0.0% | 1.50 |" in text
@@ -55,7 +57,7 @@ def test_the_card_tells_how_judges_judged_and_agree() -> None:
     assert "| j | k\\|x y | 2 | 50.0% | 50.0% | 0.000 |" in text
     # Coincidences of (first, first) and (first, second): 1 - 3 * 1 / (3 * 1) = 0.
     assert "| all judges | 2 | 0.000 | 0.000 |" in text
-    assert "The probabilities are uncalibrated." in text
+    assert "The probabilities are uncalibrated: no person was asked." in text
 
 
 def test_where_a_coefficient_has_no_value_the_table_says_why() -> None:
@@ -124,3 +126,16 @@ def test_a_table_is_a_table_whatever_its_cells_hold() -> None:
     lines = markdown_table(["a|b"], [["x\ny"], ["p\r\nq|"]]).split("\n")
     assert lines == ["| a\\|b |", "| --- |", "| x y |", "| p q\\| |"]
     assert NamedTable("t", ("a",), (("x",),)).note == ""
+
+
+def test_a_recipe_with_backticks_stays_inside_its_block() -> None:
+    recipe = "description: |\n  ```\n  ````\n  # not a heading"
+    text = dataset_card("pairs", "", None, {"train": None}, [], recipe)
+    assert f"`````yaml\n{recipe}\n`````" in text
+
+
+def test_a_license_is_one_value_of_the_front_matter_whatever_it_holds() -> None:
+    text = dataset_card("pairs", "", "mit\ntags: [evil]", {"train": None}, [], "name: pairs")
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["license"] == "mit\ntags: [evil]"
+    assert front["tags"] == ["preference", "dpo", "pairwright"]
