@@ -7,9 +7,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import yaml
-
 import pytest
+import yaml
 
 from judging.agreement import agreement, judge_facts
 from preferences.card import dataset_card, markdown_table
