@@ -63,7 +63,7 @@ def opened_judge(
         match config:
             case PairwiseJudge() | ReasonedPairwiseJudge():
                 engine_for = _engine(stack, config, runtime, store, advance)
-                yield _comparing(config, engine_for, store, pilot, known)
+                yield _comparing(config, engine_for, store, advance, pilot, known)
             case PointwiseJudge() | ListwiseJudge():
                 yield _asking(config, _engine(stack, config, runtime, store, advance))
             case RewardModelJudge():
@@ -142,6 +142,7 @@ def _comparing(
     config: PairwiseJudge | ReasonedPairwiseJudge,
     engine_for: EngineFor,
     store: Store,
+    advance: Advance,
     pilot: Pilot,
     known: Known,
 ) -> JudgeFor:
@@ -158,8 +159,10 @@ def _comparing(
         said: list[Judgment] = []
         with _held(store, f"pilot-{fingerprint(judge_identity(config))}"):
             for shard, groups in pilot:
+                before = advance.done
                 with engine_for(shard) as (identity, engine):
                     said += carry_out(all_pairs(groups), compare(identity, engine))
+                advance.comes_again(advance.done - before)
                 said += [j for j in known(shard) if j.prompt_id in piloting]
         return learn_guide([g for _, groups in pilot for g in groups], said, config.name)
 

@@ -56,6 +56,11 @@ class Advance:
         if not was_recorded:
             self.cost += completion.cost or 0.0
 
+    def comes_again(self, count: int) -> None:
+        """So many of the replies counted will be read from the record once more, and count then."""
+        self.done -= count
+        self.recorded -= count
+
     @property
     def seconds(self) -> float:
         """From the stage's start to its end, or to now."""

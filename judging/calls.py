@@ -13,11 +13,14 @@ import numpy as np
 from judging.judge import Group
 from judging.noise import Calls
 from judging.raters import rater_of
-from preferences.records import Judgment
+from preferences.records import Judgment, JudgmentKind
 
 LONGEST_LOG_ODDS = 7.0
 """P = 0.999: what a judge says beyond this is its rounding more than its opinion."""
 OUTRIGHT = {"first": 1.0, "second": -1.0, "tie": 0.0}
+FROM_ELSEWHERE = ("imported", "human")
+"""Judgments whose order was not drawn by us: where a baseline always stands first, its quality
+would pass for the judge's liking for the first place. Only pairs in both orders tell that."""
 ON_A_SCALE = ("reward_model", "pointwise")
 """Judges whose scores of single answers can be subtracted; others' can only be ordered."""
 
@@ -39,21 +42,24 @@ class Call:
 def calls_of(judgments: Iterable[Judgment]) -> Iterator[Call]:
     """The comparisons in a prompt's judgments. Failures say nothing."""
     single: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
-    for judgment in judgments:
-        if judgment.failure is not None:
-            continue
+    read = [judgment for judgment in judgments if judgment.failure is None]
+    shown = {(rater_of(j), j.candidate_ids) for j in read}
+    for judgment in read:
         judge = rater_of(judgment)
+        orders = (judge, judgment.candidate_ids[::-1]) in shown
+        has_order = orders or judgment.kind not in FROM_ELSEWHERE
         ids, scores = judgment.candidate_ids, judgment.scores
         if len(ids) == 1:
             if scores is not None:
                 single[judge, judgment.kind].append((ids[0], scores[0]))
         elif scores is not None:
-            has_order = judgment.kind == "listwise"
-            yield from _ordered(judge, list(zip(ids, scores, strict=True)), has_order)
+            is_list = judgment.kind == "listwise"
+            yield from _ordered(judge, list(zip(ids, scores, strict=True)), is_list)
         elif judgment.probability is not None:
-            yield _from_probability(judge, ids[0], ids[1], judgment)
+            value, is_soft = _said(judgment.kind, judgment.probability)
+            yield Call(judge, ids[0], ids[1], value, is_soft, has_order)
         elif judgment.verdict is not None:
-            yield Call(judge, ids[0], ids[1], OUTRIGHT[judgment.verdict], False, True)
+            yield Call(judge, ids[0], ids[1], OUTRIGHT[judgment.verdict], False, has_order)
     for (judge, kind), scored in single.items():
         if kind in ON_A_SCALE:
             for (first, score), (second, other) in combinations(scored, 2):
@@ -121,17 +127,14 @@ def columns(
     return found
 
 
-def _from_probability(judge: str, first: str, second: str, judgment: Judgment) -> Call:
-    assert judgment.probability is not None
-    probability = judgment.probability
+def _said(kind: JudgmentKind, probability: float) -> tuple[float, bool]:
+    """A probability as log-odds, or as a verdict where it is none of its own."""
     # A share of a few sampled verdicts, or an outright 0 or 1, is no log-odds.
-    if judgment.kind == "pairwise_reasoned" or (
-        judgment.kind != "pairwise" and probability in (0.0, 0.5, 1.0)
-    ):
-        return Call(judge, first, second, 2 * probability - 1, False, True)
+    if kind == "pairwise_reasoned" or (kind != "pairwise" and probability in (0.0, 0.5, 1.0)):
+        return 2 * probability - 1, False
     low = 1 / (1 + math.exp(LONGEST_LOG_ODDS))
     inside = min(max(probability, low), 1 - low)
-    return Call(judge, first, second, math.log(inside / (1 - inside)), True, True)
+    return math.log(inside / (1 - inside)), True
 
 
 def _sign(one: float, other: float) -> float:

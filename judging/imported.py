@@ -110,7 +110,7 @@ def import_judgments(
 def prompt_of_row(
     config: ImportedJudgments, place: str, row: Row, source_ids: Mapping[str, str]
 ) -> str | None:
-    """The id of the prompt a row is about; `source_ids` maps the sources' ids to ours."""
+    """The id of the prompt a row is about; `source_ids` maps all ids it may use to ours."""
     if config.format in ("preferences", "transcripts"):
         transcripts = config.format == "transcripts"
         return pair_from_row(row, config.pair_columns, place, transcripts)[0].prompt_id
@@ -137,6 +137,7 @@ class _Lookup:
         self._references: dict[str, Mapping[str, list[Candidate]]] = {}
         for group in groups:
             self._groups[group.prompt.prompt_id] = group
+            self._source_ids[group.prompt.prompt_id] = group.prompt.prompt_id
             if group.prompt.source_id is not None:
                 self._source_ids[group.prompt.source_id] = group.prompt.prompt_id
 
@@ -150,7 +151,8 @@ class _Lookup:
         if prompt_id not in self._references:
             found: dict[str, list[Candidate]] = defaultdict(list)
             for candidate in group.candidates:
-                for key in {candidate.source_id, candidate.model, candidate.response}:
+                names = (candidate.source_id, candidate.model, candidate.response)
+                for key in {candidate.candidate_id, *names}:
                     if key is not None:
                         found[key].append(candidate)
             self._references[prompt_id] = found

@@ -19,7 +19,7 @@ linear solve; verdicts take a few Newton steps, with u eliminated pair by pair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -278,6 +278,7 @@ def fit_noise(batches: Sequence[Calls]) -> Noise:
     `posterior`, maximisation in closed form for log-odds, by Newton for verdicts.
     """
     noise = Noise()
+    batches = [_telling(calls) for calls in batches]
     batches = [calls for calls in batches if len(calls.cell)]
     if not batches:
         return noise
@@ -287,6 +288,18 @@ def fit_noise(batches: Sequence[Calls]) -> Noise:
         if _change(before, noise) < EM_TOLERANCE:
             break
     return noise
+
+
+def _telling(calls: Calls) -> Calls:
+    """Only the groups with as many calls as candidates.
+
+    Fewer form no circle, so that no call can contradict another: any errors of the judge are as
+    likely as none, and what comes first as likely better as only liked.
+    """
+    group = calls.cell // len(pairs(calls.size)[0]) if calls.size > 1 else calls.cell
+    kept = np.bincount(group, minlength=calls.groups)[group] >= calls.size
+    by_call = ("cell", "sign", "judge", "value", "is_soft", "has_order", "weight")
+    return replace(calls, **{name: getattr(calls, name)[kept] for name in by_call})
 
 
 def _maximise(batches: Sequence[Calls], found: Sequence[Posterior], noise: Noise) -> Noise:

@@ -213,3 +213,25 @@ def test_no_preference_flips_on_its_way_in(seed: int, how: str, count: int, by_i
         ((first, second, probability),) = comparisons([judgment])
         assert (probability > 0.5) == (quality[first] > quality[second])
         assert probability != 0.5
+
+
+def test_our_own_ids_name_prompts_and_answers_too() -> None:
+    said = {"prompt_id": OF.prompt.prompt_id, "first": NO, "second": YES, "verdict": "first"}
+    (judgment,) = taken(config(), said)
+    assert isinstance(judgment, Judgment)
+    assert judgment.candidate_ids == (NO, YES)
+
+
+def test_people_are_told_apart_by_the_column_of_the_judge() -> None:
+    said = [
+        row(verdict="first", judge="ann"),
+        row(verdict="second", judge="bob"),
+        row(verdict="tie"),
+    ]
+    found = [j for j in taken(config(people=True), *said) if isinstance(j, Judgment)]
+    assert [(j.kind, j.judge, j.annotator) for j in found] == [
+        ("human", "people", "ann"),
+        ("human", "people", "bob"),
+        ("human", "people", None),
+    ]
+    assert len({j.judgment_id for j in found}) == 3

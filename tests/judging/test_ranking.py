@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -164,6 +165,26 @@ def test_verdicts_scores_and_ties_count_as_they_say() -> None:
         (b, a, 1.0, False),
         (a, b, 0.0, False),
     ]
+
+
+def test_a_baseline_that_always_stands_first_in_a_table_is_not_held_for_liked() -> None:
+    """Fifty prompts whose table always shows the baseline first, and it always wins."""
+    groups = [group("baseline", "a", "b", question=f"q{n}") for n in range(50)]
+    said = [
+        replace(judged(of, 0, other, 0.9), kind="imported") for of in groups for other in (1, 2)
+    ]
+    noise = learn_noise(groups, said)
+    for ranking in rank(groups, said, noise):
+        assert win_probability(ranking, 0, 1) > 0.6
+    # Our own judges' order is drawn: always the first is then a liking, and tells nothing.
+    assert [call.has_order for call in calls_of(said[:1])] == [False]
+    assert [call.has_order for call in calls_of([judged(groups[0], 0, 1, 0.9)])] == [True]
+
+
+def test_a_table_with_both_orders_of_a_pair_tells_its_judges_liking_for_the_first_place() -> None:
+    of = group("a", "b", "c")
+    both = [replace(judged(of, *pair, 0.9), kind="imported") for pair in ((0, 1), (1, 0), (0, 2))]
+    assert [call.has_order for call in calls_of(both)] == [True, True, False]
 
 
 def test_scores_of_one_answer_each_are_compared_within_a_judge() -> None:
