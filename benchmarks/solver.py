@@ -45,6 +45,7 @@ def drawn(groups: int, is_soft: bool, seed: int) -> Calls:
         is_soft=np.full(count, is_soft),
         has_order=np.ones(count, np.bool_),
         weight=np.ones(count),
+        freedom=np.ones(count),
         judges=("judge",),
     )
 

@@ -34,6 +34,9 @@ def build(
     new = run.store.manifest(run.plan.dataset) is None
     if new:
         _make_all(run, text)
+    elif loaded.people is not None:
+        stages.make_prompts(run)  # Says how the shards are cut.
+        stages.ask_people(run)
     dataset = run.store.manifest(run.plan.dataset)
     assert dataset is not None
     address = run.store.address(run.plan.dataset)
@@ -70,6 +73,9 @@ def _make_all(run: Run, recipe_text: str) -> None:
             failures.append(error)  # A judge that is down loses nothing of the others.
     if failures:
         raise failures[0]
+    stages.make_answers(run)
+    stages.make_routes(run)
+    stages.ask_people(run)
     stages.make_rankings(run)
     stages.make_preferences(run)
     stages.make_dataset(run, recipe_text)

@@ -22,6 +22,7 @@ from generation.prompts import PromptsConfig, sources
 from judging.imported import ImportedJudgments
 from judging.listwise import ListwiseJudge
 from judging.pairwise import ComparingJudge, PairwiseJudge
+from judging.people import NAME, TableOfLabels
 from judging.pointwise import PointwiseJudge
 from judging.prior import Prior
 from judging.reasoned import ReasonedPairwiseJudge
@@ -30,7 +31,7 @@ from judging.rubric import load_rubric
 from judging.verifier import Verifier
 from preferences.errors import InputError
 from preferences.fingerprint import file_fingerprint, fingerprint
-from preferences.records import SCHEMA_VERSION
+from preferences.records import SCHEMA_VERSION, Dropped, Judgment
 from preferences.store import Artifact
 from preferences.tables import table_fingerprint, table_name
 from training.dpo import DPOConfig
@@ -44,11 +45,21 @@ class Plan:
     prompts: Artifact
     candidates: tuple[Artifact, ...]
     judgments: tuple[Artifact, ...]
+    answers: Artifact | None
+    """What people said when they were asked, as judgments."""
+    given: tuple[Judgment | Dropped, ...]
+    """The same, read when the plan was made: people may go on writing."""
+    routes: Artifact | None
     rankings: Artifact
     preferences: Artifact
     dataset: Artifact
     alignment: Artifact | None
     evaluation: Artifact | None
+
+    @property
+    def said(self) -> list[Artifact]:
+        """All judgments, of judges and of people."""
+        return [*self.judgments, *([self.answers] if self.answers else [])]
 
     @property
     def artifacts(self) -> list[tuple[str, Artifact]]:
@@ -61,6 +72,8 @@ class Plan:
                 strict=True,
             ),
             *_named("judgments", self.recipe.judges, self.judgments),
+            (f"judgments: {NAME}", self.answers),
+            ("routes", self.routes),
             ("rankings", self.rankings),
             ("preferences", self.preferences),
             ("dataset", self.dataset),
@@ -88,11 +101,25 @@ def make_plan(recipe: Recipe) -> Plan:
         known = [] if place is None else [str(judgments[place])]
         identity = [[str(c) for c in candidates], judge_identity(judge), *known]
         judgments += (_artifact("judgments", identity),)
-    rankings = _artifact("rankings", [[str(c) for c in candidates], [str(j) for j in judgments]])
+    answers = routes = None
+    said = judgments
+    given: tuple[Judgment | Dropped, ...] = ()
+    if recipe.people is not None:
+        given = tuple(TableOfLabels(recipe.people.labels).answers())
+        # What people said, not the bytes of the table: a build writes questions into it.
+        answers = _artifact("judgments", [[str(c) for c in candidates], NAME, given])
+        said = (*judgments, answers)
+        asking = recipe.people.model_dump(mode="json", exclude={"labels"})
+        routes = _artifact("routes", [[str(j) for j in said], asking])
+    rankings = _artifact("rankings", [[str(c) for c in candidates], [str(j) for j in said]])
     preferences = _artifact("preferences", [str(rankings), recipe.pairs, recipe.calibration])
     dataset = _artifact(
         "dataset",
-        [str(preferences), recipe.split, recipe.name, recipe.description, recipe.license],
+        [
+            *[str(preferences), recipe.split, recipe.name, recipe.description, recipe.license],
+            # The card tells what people were asked.
+            *([str(routes)] if routes else []),
+        ],
     )
     alignment = evaluation = None
     if recipe.alignment is not None:
@@ -104,6 +131,9 @@ def make_plan(recipe: Recipe) -> Plan:
         prompts,
         candidates,
         judgments,
+        answers,
+        given,
+        routes,
         rankings,
         preferences,
         dataset,

@@ -16,10 +16,12 @@ from generation.prompts import PromptsConfig
 from judging.imported import ImportedJudgments
 from judging.listwise import ListwiseJudge
 from judging.pairwise import ComparingJudge, PairwiseJudge
+from judging.people import NAME
 from judging.pointwise import PointwiseJudge
 from judging.prior import Prior
 from judging.reasoned import ReasonedPairwiseJudge
 from judging.reward_model import RewardModelJudge
+from judging.routing import PeopleConfig
 from judging.rubric import Shape
 from judging.verifier import Verifier
 from preferences.assembly import PairsConfig
@@ -96,6 +98,8 @@ class Recipe(Config):
     calibration: Literal["logistic", "isotonic"] = "logistic"
     """How the judges are brought to people's scale, where people judged enough pairs: by a formula
     of few terms, or by a step function on top of it, for a thousand labels or more."""
+    people: PeopleConfig | None = None
+    """What people are asked; without it, the judges' word is all there is."""
     pairs: PairsConfig = PairsConfig()
     """Which answers become chosen and rejected."""
     split: SplitConfig = SplitConfig()
@@ -114,6 +118,8 @@ class Recipe(Config):
             for name in names:
                 if names.count(name) > 1:
                     raise ValueError(f"{what}: two are named {name!r}; give each its own name")
+        if self.people is not None and NAME in [judge.name for judge in self.judges]:
+            raise ValueError(f"judges: with `people`, none can be named {NAME!r}; rename it")
         earlier: list[str] = []
         for judge in self.judges:
             prior = judge.prior if isinstance(judge, ComparingJudge) else None
@@ -123,6 +129,12 @@ class Recipe(Config):
                     "name one that stands earlier in the list"
                 )
             earlier.append(judge.name)
+        schedules = {j.schedule if isinstance(j, ComparingJudge) else None for j in self.judges}
+        if schedules == {"knockout"} and self.pairs.policy in ("best_worst", "max_min"):
+            raise ValueError(
+                f"pairs.policy: {self.pairs.policy!r} needs the worst answer, but a knock-out "
+                "finds the best alone; take `best_random`, or the schedule `adaptive`"
+            )
         imported = [c for c in self.candidates if isinstance(c, ImportedCandidates)]
         if self.prompts is None and not imported:
             raise ValueError("prompts: missing; give a source, or import answers with prompts")
@@ -177,9 +189,13 @@ def load_recipe(
         raise InputError(f"{path}: holds no keys; `pairwright init` shows what a recipe looks like")
     if dataset_only:
         raw = {k: v for k, v in raw.items() if k not in ("alignment", "evaluation")}
-    filled = _fill(raw, dict(settings or {}), path)
+    filled, folder = _fill(raw, dict(settings or {}), path), path.resolve().parent
+    people = filled.get("people")
+    if isinstance(people, dict) and isinstance(people.get("labels"), str):
+        # A build writes this table, so it need not be there yet.
+        people["labels"] = str(folder / people["labels"])
     try:
-        return Recipe.model_validate(_resolve(filled, path.resolve().parent))
+        return Recipe.model_validate(_resolve(filled, folder))
     except ValidationError as error:
         raise InputError(f"{path}: {_explain(error)}") from error
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.comparison import interval
+from flows.people import routing_table, waiting_line
 from flows.plan import Plan
 from flows.progress import Advance
 from flows.running import planned
@@ -48,7 +49,7 @@ def report_tables(
     parts: list[object] = []
     if timings:
         parts.append(_timings(timings))
-    parts += [*_dataset(plan, place), *_judges(plan, place)]
+    parts += [*_dataset(plan, place), *_judges(plan, place), *_people(plan, place)]
     parts += [*_alignment(plan, place), *_evaluation(plan, place)]
     return parts or [f"{plan.recipe.name}: nothing is finished in {place.url} yet"]
 
@@ -111,6 +112,19 @@ def _judges(plan: Plan, place: Store) -> list[object]:
         parts.append(table)
     parts += [Text(f"! {alarm}") for m in judged for alarm in m.summary.get("alarms", ())]
     return [*parts, Text(reliability_words(rankings.summary))]
+
+
+def _people(plan: Plan, place: Store) -> list[object]:
+    manifest = place.manifest(plan.routes) if plan.routes else None
+    if manifest is None or plan.recipe.people is None:
+        return []
+    found = routing_table(manifest.summary)
+    table = _table(found.title, *found.header)
+    table.show_header = False
+    table.caption, table.caption_justify = found.note, "left"
+    for row in found.rows:
+        table.add_row(*row)
+    return [table, Text(waiting_line(manifest.summary, plan.recipe.people.labels))]
 
 
 def _alignment(plan: Plan, place: Store) -> list[object]:

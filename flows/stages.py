@@ -8,12 +8,19 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from flows.judges import calls, opened_judge
+from flows.people import (
+    people_section,
+    questions_of,
+    routing_summary,
+    standings_of,
+    waiting_line,
+)
 from flows.plan import Plan, engine_config
 from flows.progress import Progress
 from flows.rankings import families, learn_scale
@@ -32,15 +39,17 @@ from generation.journalled import JournalledEngine
 from generation.models import model_identity
 from generation.opening import open_engine
 from generation.prompts import load_prompts
-from judging.agreement import agreement, judge_facts
-from judging.calibration import Isotonic
+from judging.agreement import JudgeFacts, agreement, judge_facts
+from judging.calibration import Families, Isotonic
 from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
 from judging.judge import Group
 from judging.missing import ALARM, missing_judgments
 from judging.pairwise import ComparingJudge
+from judging.people import NAME, TableOfLabels, answers_on
 from judging.ranking import rank, win_probability
 from judging.reward_model import RewardModelJudge
-from judging.schedule import PILOT
+from judging.routing import Standing, choose, routes
+from judging.schedule import PILOT, PILOT_CALLS
 from preferences.assembly import WinProbability, assemble, triplets
 from preferences.card import dataset_card, dataset_facts
 from preferences.errors import InputError
@@ -54,6 +63,7 @@ from preferences.records import (
     Prompt,
     Ranking,
     RecordT,
+    Route,
     Triplet,
 )
 from preferences.reliability import reliability_diagram
@@ -159,9 +169,10 @@ def make_judgments(run: Run, number: int) -> None:
     inputs = list(run.plan.candidates)
     if isinstance(config, ImportedJudgments):
         source_ids = {
-            p.source_id: p.prompt_id
+            name: p.prompt_id
             for p in run.store.read(run.plan.prompts, Prompt)
-            if p.source_id is not None
+            for name in (p.prompt_id, p.source_id)
+            if name is not None
         }
         rows = read_rows(config.source, config.split)
 
@@ -200,13 +211,17 @@ def make_judgments(run: Run, number: int) -> None:
 
 def _pilot(run: Run) -> list[tuple[Shard, list[Group]]]:
     """The first prompts that leave a choice of what to compare, however the shards are cut."""
-    pilot, missing = [], PILOT
+    pilot, prompts, asked = [], 0, 0
     for shard in run.shards:
-        found = [g for g in groups(run, shard) if len(g.candidates) > 2][:missing]
-        missing -= len(found)
+        found = []
+        for group in groups(run, shard):
+            size = len(group.candidates)
+            if size > 2 and prompts < PILOT and asked < PILOT_CALLS:
+                found.append(group)
+                prompts, asked = prompts + 1, asked + size * (size - 1)
         if found:
             pilot.append((shard, found))
-        if not missing:
+        if prompts == PILOT or asked >= PILOT_CALLS:
             break
     return pilot
 
@@ -215,19 +230,79 @@ MOST_MISSING = 20_000
 """Judgments looked at for whether the missing ones differ; more would tell no more."""
 
 
-def _alarms(run: Run, artifact: Artifact) -> list[str]:
+def _alarms(run: Run, artifact: Artifact, facts: JudgeFacts) -> list[str]:
     """What there is to say of a judge of which too much is missing."""
     judgments: list[Judgment] = []
     candidates: dict[str, Candidate] = {}
     prompts: dict[str, Prompt] = {}
+    # Every so many prompts of all shards: an endpoint can go down half-way.
+    one_in = facts.judgments // MOST_MISSING + 1
     for shard in run.shards:
-        judgments += run.store.read_part(artifact, shard, Judgment)
-        candidates |= {c.candidate_id: c for c in candidates_of(run, shard)}
-        prompts |= {p.prompt_id: p for p in _prompts(run, shard)}
-        if len(judgments) > MOST_MISSING:
-            break
+        kept = {p.prompt_id: p for p in _prompts(run, shard) if int(p.prompt_id, 16) % one_in == 0}
+        said = run.store.read_part(artifact, shard, Judgment)
+        judgments += [j for j in said if j.prompt_id in kept]
+        candidates |= {c.candidate_id: c for c in candidates_of(run, shard) if c.prompt_id in kept}
+        prompts |= kept
     found = missing_judgments(judgments, candidates, prompts)
+    if len(found) == 1:
+        # The figures are of all judgments, and only whether the missing differ of the sample.
+        total = sum(facts.failures.values())
+        reasons = dict(sorted(facts.failures.items(), key=lambda reason: -reason[1]))
+        found = [replace(found[0], judgments=facts.judgments, missing=total, reasons=reasons)]
     return [sentence for missing in found if (sentence := missing.sentence()) is not None]
+
+
+def make_answers(run: Run) -> None:
+    """Take what people have said so far, where the recipe asks them."""
+    artifact, first = run.plan.answers, run.shards[0]
+    if artifact is None or (owed := _owed(run, artifact)) is None:
+        return
+
+    def take(shard: Shard) -> None:
+        # What names no prompt has to be dropped somewhere.
+        given = run.plan.given
+        here = [a for a in given if (a.prompt_id in shard if a.prompt_id else shard == first)]
+        _write(run, artifact, shard, Judgment, answers_on(groups(run, shard), here))
+
+    _work(run, artifact, f"judgments: {NAME}", list(run.plan.candidates), owed, take)
+
+
+def make_routes(run: Run) -> None:
+    """Decide which prompts are put to people, and which the judges are trusted with."""
+    people, artifact = run.plan.recipe.people, run.plan.routes
+    if people is None or artifact is None or (owed := _owed(run, artifact)) is None:
+        return
+    noise = learn_scale(lambda: _judged(run), Families(), has_people=False).noise
+
+    def standing(shard: Shard) -> Iterator[Standing]:
+        return standings_of(list(_judged(run, [shard])), noise, people)
+
+    choice = choose((s for shard in run.shards for s in standing(shard)), people)
+
+    def route(shard: Shard) -> None:
+        _write(run, artifact, shard, Route, routes(standing(shard), choice))
+
+    work_through(run.store, artifact, owed, run.wrap("routes", route))
+    decisions = Counter(r.decision for r in run.store.read(artifact, Route))
+    summary = routing_summary(choice, decisions, people)
+    _finish(run, artifact, "routes", run.plan.said, run.shards, summary)
+
+
+def ask_people(run: Run) -> None:
+    """Put the questions where people answer them, and tell how many are open."""
+    people, artifact = run.plan.recipe.people, run.plan.routes
+    manifest = run.store.manifest(artifact) if artifact else None
+    if people is None or artifact is None or manifest is None:
+        return
+    asked = (
+        question
+        for shard in run.shards
+        for question in questions_of(
+            _judged(run, [shard]), run.store.read_part(artifact, shard, Route)
+        )
+    )
+    TableOfLabels(people.labels).ask(asked)
+    run.progress.say(waiting_line(manifest.summary, people.labels))
 
 
 def make_rankings(run: Run) -> None:
@@ -237,19 +312,21 @@ def make_rankings(run: Run) -> None:
         return
     recipe = run.plan.recipe
     told = families(_models(recipe.judges).values(), _models(recipe.candidates))
-    has_people = any(isinstance(j, ImportedJudgments) and j.people for j in recipe.judges)
+    has_people = recipe.people is not None or any(
+        isinstance(j, ImportedJudgments) and j.people for j in recipe.judges
+    )
     scale = learn_scale(lambda: _judged(run), told, has_people)
     calibration = scale.calibrated.calibration if scale.calibrated else None
 
     def fit(shard: Shard) -> None:
-        said = [j for a in run.plan.judgments for j in run.store.read_part(a, shard, Judgment)]
+        said = [j for a in run.plan.said for j in run.store.read_part(a, shard, Judgment)]
         ranked = rank(groups(run, shard), said, scale.noise, calibration, told)
         _write(run, run.plan.rankings, shard, Ranking, ranked)
 
     work_through(run.store, run.plan.rankings, owed, run.wrap("rankings", fit))
     found = agreement(_judged(run), _models(recipe.judges), _models(recipe.candidates))
     summary = {"agreement": asdict(found), **scale.summary()}
-    inputs = [*run.plan.candidates, *run.plan.judgments]
+    inputs = [*run.plan.candidates, *run.plan.said]
     _finish(run, run.plan.rankings, "rankings", inputs, run.shards, summary)
 
 
@@ -311,6 +388,9 @@ def make_dataset(run: Run, recipe_text: str) -> None:
     made = (a for _, a in run.plan.artifacts if a.stage not in AFTER)
     before = [m for a in made if (m := run.store.manifest(a)) is not None]
     card = dataset_card(recipe.name, recipe.description, recipe.license, sides, before, recipe_text)
+    routed = run.store.manifest(run.plan.routes) if run.plan.routes else None
+    if routed is not None:
+        card += f"\n{people_section(routed.summary)}"
     run.store.write_text(f"{folder}/README.md", card)
     rankings = run.store.manifest(run.plan.rankings)
     if rankings and (diagram := reliability_diagram(rankings.summary)) is not None:
@@ -353,11 +433,13 @@ def candidates_of(run: Run, shard: Shard) -> Iterator[Candidate]:
                 yield candidate
 
 
-def _judged(run: Run) -> Iterator[tuple[Group, list[Judgment]]]:
-    """Every group with what all judges said about it."""
-    for shard in run.shards:
+def _judged(
+    run: Run, parts: Sequence[Shard] | None = None
+) -> Iterator[tuple[Group, list[Judgment]]]:
+    """Every group, or those of some shards, with what all judges and people said about it."""
+    for shard in run.shards if parts is None else parts:
         said: dict[str, list[Judgment]] = defaultdict(list)
-        for artifact in run.plan.judgments:
+        for artifact in run.plan.said:
             for judgment in run.store.read_part(artifact, shard, Judgment):
                 said[judgment.prompt_id].append(judgment)
         for group in groups(run, shard):
@@ -416,7 +498,7 @@ def _finish(
         facts = judge_facts(run.store.read(artifact, Judgment))
         summary["judge"] = asdict(facts)
         if sum(facts.failures.values()) > ALARM * facts.judgments:
-            summary["alarms"] = _alarms(run, artifact)
+            summary["alarms"] = _alarms(run, artifact, facts)
             for alarm in summary["alarms"]:
                 run.progress.say(f"! {alarm}")
     manifest = Manifest(

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ from judging.raters import family_of, opinions
 from preferences.records import Candidate, Judgment, Ranking
 
 MIN_LABELS = 50
-"""Verdicts of people below which nothing is fitted."""
+"""Pairs judged by people below which nothing is fitted."""
 MIN_PROMPTS = 20
 PEOPLES_VARIANCE = Noise().quality_variance
 """Of quality to people: one person's verdict then predicts another's at published agreement."""
@@ -56,7 +57,7 @@ class Families:
 
 @dataclass(frozen=True)
 class Label:
-    """One verdict of a person on a pair that judges have ranked."""
+    """What people said of a pair that judges have ranked."""
 
     prompt_id: str
     mean: float
@@ -68,7 +69,9 @@ class Label:
     family: float
     """1 where only the first is by a judge's family, -1 where only the second is."""
     won: float
-    """1 if the person preferred the first, 0 the second, 0.5 neither."""
+    """1 if people preferred the first, 0 the second; the mean of all who judged the pair."""
+    spread: float
+    """E θ² of all candidates of the prompt by the judges, about their mean."""
 
 
 @dataclass(frozen=True)
@@ -150,24 +153,29 @@ def labels_of(
     people: Iterable[Judgment],
     families: Families,
 ) -> Iterator[Label]:
-    """People's verdicts on the candidates of one ranking, made by judges alone."""
+    """What people said of pairs in a ranking made by judges alone: one label a pair."""
     place = {c: n for n, c in enumerate(ranking.candidate_ids)}
-    size = len(place)
-    covariance = np.reshape(ranking.covariance, (size, size))
+    said: dict[tuple[int, int], list[float]] = defaultdict(list)
     for opinion in opinions(people):
-        if opinion.first not in place or opinion.second not in place:
-            continue
-        i, k = place[opinion.first], place[opinion.second]
-        first, second = candidates[opinion.first], candidates[opinion.second]
-        if i != k:
-            yield Label(
-                ranking.prompt_id,
-                ranking.mean[i] - ranking.mean[k],
-                float(covariance[i, i] + covariance[k, k] - 2 * covariance[i, k]),
-                log_length(first) - log_length(second),
-                families.same(first) - families.same(second),
-                opinion.leaning,
-            )
+        i, k = place.get(opinion.first, -1), place.get(opinion.second, -1)
+        # Two answers that are both liked are not two of which neither is preferred.
+        unsaid = opinion.leaning == 0.5 and not opinion.has_order
+        if i != k and min(i, k) >= 0 and not unsaid:
+            said[min(i, k), max(i, k)].append(opinion.leaning if i < k else 1 - opinion.leaning)
+    mean, size = np.array(ranking.mean), len(place)
+    covariance = np.reshape(ranking.covariance, (size, size))
+    spread = float(mean.var() + covariance.trace() / size - covariance.mean())
+    for (i, k), leanings in said.items():
+        first, second = (candidates[ranking.candidate_ids[n]] for n in (i, k))
+        yield Label(
+            prompt_id=ranking.prompt_id,
+            mean=float(mean[i] - mean[k]),
+            variance=float(covariance[i, i] + covariance[k, k] - 2 * covariance[i, k]),
+            length=log_length(first) - log_length(second),
+            family=families.same(first) - families.same(second),
+            won=sum(leanings) / len(leanings),
+            spread=spread * size / max(size - 1, 1),
+        )
 
 
 def lacking(labels: Sequence[Label]) -> str | None:
@@ -175,7 +183,7 @@ def lacking(labels: Sequence[Label]) -> str | None:
     prompts = len({label.prompt_id for label in labels})
     if len(labels) < MIN_LABELS or prompts < MIN_PROMPTS:
         return (
-            f"{len(labels)} verdicts of people on {prompts} prompts that judges ranked; "
+            f"{len(labels)} pairs on {prompts} prompts were judged by people and by judges; "
             f"calibration needs {MIN_LABELS} on {MIN_PROMPTS}"
         )
     return None
@@ -211,8 +219,7 @@ def fit(labels: Sequence[Label]) -> Calibration:
     found = Calibration()
     if not labels:
         return found
-    # Of a candidate's quality to the judges: half that of a difference.
-    variance = sum(x.mean**2 + x.variance for x in labels) / len(labels) / 2
+    variance = sum(x.spread for x in labels) / len(labels)
     for _ in range(ROUNDS):
         residual = max(PEOPLES_VARIANCE - found.scale**2 * variance, 0.0)
         found = fit_terms(labels, residual)
@@ -225,18 +232,30 @@ def fit_terms(labels: Sequence[Label], residual: float) -> Calibration:
     variance = np.array([x.variance for x in labels])
     won = _won(labels)
     point = np.zeros(3)
-    for _ in range(100):
+
+    def logits(point: Array) -> tuple[Array, Array, Array]:
         scale = math.exp(point[0])
         own = math.pi * scale**2 * variance / 8
         square = 1 + own + math.pi * residual / 4
-        logit = (terms @ np.array([scale, *point[1:]])) / np.sqrt(square)
-        slopes = terms * np.array([scale, 1.0, 1.0]) / np.sqrt(square)[:, None]
+        return (terms @ np.array([scale, *point[1:]])) / np.sqrt(square), own, square
+
+    def height(point: Array) -> float:
+        logit = logits(point)[0]
+        fits = won * logit - np.logaddexp(0.0, logit)
+        return float(fits.sum() - (RIDGE * point**2).sum() / 2)
+
+    for _ in range(100):
+        logit, own, square = logits(point)
+        slopes = terms * np.array([math.exp(point[0]), 1.0, 1.0]) / np.sqrt(square)[:, None]
         slopes[:, 0] -= logit * own / square
         expected = _sigmoid(logit)
         gradient = slopes.T @ (won - expected) - RIDGE * point
         curvature = (slopes * (expected * (1 - expected))[:, None]).T @ slopes + np.diag(RIDGE)
         step = np.linalg.solve(curvature, gradient)
-        point = point + step * min(1.0, 1.0 / max(float(np.abs(step).max()), 1e-300))
+        # Where judges and people disagree the top is far away, and a whole step leaps over it.
+        while np.abs(step).max() >= 1e-10 and height(point + step) < height(point):
+            step = step / 2
+        point = point + step
         if np.abs(step).max() < 1e-10:
             break
     return Calibration(math.exp(point[0]), float(point[1]), float(point[2]), residual)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -37,12 +37,13 @@ class Call:
     is_soft: bool
     has_order: bool
     weight: float = 1.0
+    freedom: float = 1.0
 
 
 def calls_of(judgments: Iterable[Judgment]) -> Iterator[Call]:
     """The comparisons in a prompt's judgments. Failures say nothing."""
     single: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
-    read = [judgment for judgment in judgments if judgment.failure is None]
+    read = [j for j in judgments if j.failure is None and all(map(math.isfinite, j.scores or ()))]
     shown = {(rater_of(j), j.candidate_ids) for j in read}
     for judgment in read:
         judge = rater_of(judgment)
@@ -63,15 +64,36 @@ def calls_of(judgments: Iterable[Judgment]) -> Iterator[Call]:
     for (judge, kind), scored in single.items():
         if kind in ON_A_SCALE:
             for (first, score), (second, other) in combinations(scored, 2):
-                yield Call(judge, first, second, score - other, True, False, 1 / len(scored))
+                each = 2 / len(scored)
+                yield Call(judge, first, second, score - other, True, False, each / 2, each)
         else:
             yield from _ordered(judge, scored, False)
+
+
+def _shared_out(calls: Sequence[Call], size: int) -> Sequence[Call]:
+    """With several judges' log-odds on a group, each judge's count for what K scores of it would.
+
+    A judge errs about a candidate, not only about a call, and its calls repeat that. Of one judge
+    alone this cannot be told; among several it would pass for certainty, and the judge with the
+    least noise within its calls for the only one worth hearing.
+    """
+    counts = Counter(call.judge for call in calls if call.is_soft)
+    if len(counts) < 2:
+        return calls
+    parts = {judge: min(1.0, size / count) for judge, count in counts.items()}
+    return [
+        replace(c, weight=parts[c.judge] / 2, freedom=parts[c.judge])
+        if c.is_soft and c.freedom == 1
+        else c
+        for c in calls
+    ]
 
 
 def _ordered(judge: str, scored: Sequence[tuple[str, float]], has_order: bool) -> Iterator[Call]:
     """Verdicts on all pairs of what one judge put in order, together worth K - 1."""
     for (first, score), (second, other) in combinations(scored, 2):
-        yield Call(judge, first, second, _sign(score, other), False, has_order, 2 / len(scored))
+        each = 2 / len(scored)
+        yield Call(judge, first, second, _sign(score, other), False, has_order, each, each)
 
 
 def columns(
@@ -97,16 +119,16 @@ def columns(
         for place, number in enumerate(numbers):
             group = groups[number]
             at = {c.candidate_id: n for n, c in enumerate(group.candidates)}
-            for call in said[group.prompt.prompt_id]:
+            for call in _shared_out(said[group.prompt.prompt_id], size):
                 i, k = at.get(call.first, -1), at.get(call.second, -1)
                 if i == k or min(i, k) < 0:
                     continue
                 cell = place * len(pair) + pair[min(i, k), max(i, k)]
                 sign = 1.0 if i < k else -1.0
-                about = (call.value, call.is_soft, call.has_order, call.weight)
+                about = (call.value, call.is_soft, call.has_order, call.weight, call.freedom)
                 rows.append((cell, sign, judges[call.judge], *about))
-        table = np.array(rows, dtype=np.float64).reshape(-1, 7).T
-        cells, signs, by, values, soft, ordered, weights = table
+        table = np.array(rows, dtype=np.float64).reshape(-1, 8).T
+        cells, signs, by, values, soft, ordered, weights, freedom = table
         found.append(
             (
                 numbers,
@@ -120,6 +142,7 @@ def columns(
                     is_soft=soft > 0,
                     has_order=ordered > 0,
                     weight=weights,
+                    freedom=freedom,
                     judges=tuple(names),
                 ),
             )
@@ -129,8 +152,8 @@ def columns(
 
 def _said(kind: JudgmentKind, probability: float) -> tuple[float, bool]:
     """A probability as log-odds, or as a verdict where it is none of its own."""
-    # A share of a few sampled verdicts, or an outright 0 or 1, is no log-odds.
-    if kind == "pairwise_reasoned" or (kind != "pairwise" and probability in (0.0, 0.5, 1.0)):
+    # A share of a few sampled verdicts is no log-odds, and what a person is sure of is a verdict.
+    if kind == "pairwise_reasoned" or (kind == "human" and probability in (0.0, 0.5, 1.0)):
         return 2 * probability - 1, False
     low = 1 / (1 + math.exp(LONGEST_LOG_ODDS))
     inside = min(max(probability, low), 1 - low)

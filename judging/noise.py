@@ -11,15 +11,19 @@ again never makes it certain. Judge j, shown i first, gives
     a verdict     i : k : tie  =  e^(x/2) : e^(-x/2) : e^λ_j,  x = κ_j η_ik + b_j    where words are
 
 (the second is Davidson 1970 with an order effect, Davidson & Beaver 1977). κ is how strongly the
-judge speaks, b how much it likes the first place. `posterior` finds θ for known noise, for many
-prompts at once; `fit_noise` finds the noise by expectation-maximisation. Log-odds alone are one
-linear solve; verdicts take a few Newton steps, with u eliminated pair by pair.
+judge speaks, b how much it likes the first place. Judges tell θ up to a factor; v is held where one
+person's verdict is worth what it is in predicting another's, so that θ is in people's unit.
+`posterior` finds θ for known noise, for many prompts at once; `fit_noise` finds the noise by
+expectation-maximisation. Log-odds alone are one linear solve; verdicts take a few Newton steps,
+with u eliminated pair by pair.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +47,7 @@ class JudgeNoise:
     """How one judge's answers come from what there is to see."""
 
     scale: float = 1.0
-    """κ: log-odds of the judge's for one of quality. The judges' mean, by calls, is 1."""
+    """κ: log-odds of the judge's for one of quality, or units of its scores."""
     bias: float = 0.0
     """b: log-odds in favour of what is shown first."""
     variance: float = 1.0
@@ -61,8 +65,8 @@ class Noise:
     pair_variance: float = 0.05
     """τ²: what repeated and other judges' calls about a pair have in common."""
     quality_variance: float = 2.0
-    """v. With the other defaults one outright verdict gives P = 0.68, what one person's verdict is
-    worth in predicting another's (published agreement between people: 63-77 %)."""
+    """v, which is not fitted. With the other defaults one outright verdict gives P = 0.68, what one
+    person's verdict is worth in predicting another's (published agreement: 63-77 %)."""
 
     def of(self, judge: str) -> JudgeNoise:
         """The judge's noise, or the default."""
@@ -88,9 +92,12 @@ class Calls:
     has_order: Booleans
     """Whether the judge saw one before the other, so that its bias matters."""
     weight: Array
-    """1; less for what K answers that were scored or ordered at once say of all their K(K-1)/2
-    pairs, which is not as much as so many calls: 1/K for differences of scores, since K scores
-    about their mean are worth Σ (d_ik)² / K, and 2/K for verdicts, so that they count as K - 1."""
+    """What a call counts: 1; less for what K answers scored or ordered at once say of all
+    their K(K-1)/2 pairs, which is not as much as so many calls: 1/K for differences of scores,
+    since K scores about their mean are worth Σ (d_ik)² / K, and 2/K for verdicts, so K - 1."""
+    freedom: Array
+    """How many independent numbers a call is: 1, and 2/K for each pair of what was scored or
+    ordered at once."""
     judges: tuple[str, ...]
 
 
@@ -108,6 +115,8 @@ class Posterior:
     """Of η."""
     common: Array
     """E[u²], shape (groups · pairs)."""
+    share: Array
+    """How much of what is left of η once θ is known the calls have settled, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -186,11 +195,12 @@ def _of_calls(calls: Calls, noise: Noise) -> tuple[Array, Array, Array, Array]:
 
 def _davidson(x: Array, value: Array, tie: Array) -> tuple[Array, Array]:
     """Slope of a verdict's log-likelihood in x, and minus its curvature; `tie` is e^λ."""
-    first = np.exp(x / 2)
-    second = 1 / first
-    whole = first + second + tie
-    lead = (first - second) / whole
-    return (value - lead) / 2, (1 - tie / whole - lead**2) / 4
+    # Divided by the larger of e^(x/2) and e^(-x/2), so that nothing overflows.
+    small = np.exp(-np.abs(x) / 2)
+    loser, drawn = small**2, tie * small
+    whole = 1 + loser + drawn
+    lead = np.copysign((1 - loser) / whole, x)
+    return (value - lead) / 2, (1 - drawn / whole - lead**2) / 4
 
 
 def _davidson_shares(x: Array, tie: Array) -> tuple[Array, Array, Array]:
@@ -268,6 +278,7 @@ def _posterior(
         pair_mean=eta,
         pair_variance=between + own,
         common=(eta - apart) ** 2 + share**2 * spread.T.ravel() + own,
+        share=share,
     )
 
 
@@ -277,78 +288,90 @@ def fit_noise(batches: Sequence[Calls]) -> Noise:
     Batches hold groups of different sizes and share `judges`. Expectation over θ and u by
     `posterior`, maximisation in closed form for log-odds, by Newton for verdicts.
     """
-    noise = Noise()
-    batches = [_telling(calls) for calls in batches]
-    batches = [calls for calls in batches if len(calls.cell)]
     if not batches:
-        return noise
-    for _ in range(EM_STEPS):
+        return Noise()
+    units = _units(batches)
+    named = dict(zip(batches[0].judges, units.tolist(), strict=True))
+    # A judge of scores that nothing else bears on has the default noise, in its own unit.
+    noise = Noise({name: JudgeNoise() for name, unit in named.items() if unit != 1})
+    telling = [_telling(replace(c, value=c.value / units[c.judge])) for c in batches]
+    telling = [calls for calls in telling if len(calls.cell)]
+    for _ in range(EM_STEPS if telling else 0):
         before = noise
-        noise = _maximise(batches, [posterior(calls, noise) for calls in batches], noise)
+        noise = _maximise(telling, [posterior(calls, noise) for calls in telling], noise)
         if _change(before, noise) < EM_TOLERANCE:
             break
-    return noise
+    judges = {
+        name: replace(
+            judge,
+            scale=judge.scale * named[name],
+            bias=judge.bias * named[name],
+            variance=judge.variance * named[name] ** 2,
+        )
+        for name, judge in noise.judges.items()
+    }
+    return replace(noise, judges=judges)
+
+
+def _units(batches: Sequence[Calls]) -> Array:
+    """Of each judge's log-odds or scores: 1, but for scores, which can be in any.
+
+    Taken so that a judge of default noise would differ by as much: E d² = 2 (v + s²).
+    """
+    units = np.ones(len(batches[0].judges))
+    spread = 2 * (Noise().quality_variance + JudgeNoise().variance)
+    for judge in range(len(units)):
+        scored = [c.value[(c.judge == judge) & c.is_soft & (c.freedom < 1)] for c in batches]
+        squares = np.concatenate(scored) ** 2
+        if squares.any():
+            units[judge] = np.sqrt(squares.mean() / spread)
+    return units
 
 
 def _telling(calls: Calls) -> Calls:
     """Only the groups with as many calls as candidates.
 
     Fewer form no circle, so that no call can contradict another: any errors of the judge are as
-    likely as none, and what comes first as likely better as only liked.
+    likely as none, and what comes first as likely better as only liked. One order of all candidates
+    contradicts itself as little, and is K - 1 calls.
     """
-    group = calls.cell // len(pairs(calls.size)[0]) if calls.size > 1 else calls.cell
-    kept = np.bincount(group, minlength=calls.groups)[group] >= calls.size
-    by_call = ("cell", "sign", "judge", "value", "is_soft", "has_order", "weight")
+    group = calls.cell // max(calls.size * (calls.size - 1) // 2, 1)
+    heard = np.bincount(group, calls.freedom, minlength=calls.groups)
+    kept = heard[group] > calls.size - 0.5
+    by_call = ("cell", "sign", "judge", "value", "is_soft", "has_order", "weight", "freedom")
     return replace(calls, **{name: getattr(calls, name)[kept] for name in by_call})
 
 
 def _maximise(batches: Sequence[Calls], found: Sequence[Posterior], noise: Noise) -> Noise:
-    names = batches[0].judges
-    judge = np.concatenate([c.judge for c in batches])
-    soft = np.concatenate([c.is_soft for c in batches])
-    value = np.concatenate([c.value for c in batches])
-    ordered = np.concatenate([c.has_order for c in batches])
-    weight = np.concatenate([c.weight for c in batches])
+    def together(name: str) -> Any:
+        return np.concatenate([getattr(calls, name) for calls in batches])
+
+    judge, soft, value, ordered = (together(n) for n in ("judge", "is_soft", "value", "has_order"))
+    weight, freedom = together("weight"), together("freedom")
     x = np.concatenate([c.sign * p.pair_mean[c.cell] for c, p in zip(batches, found, strict=True)])
     spread = np.concatenate([p.pair_variance[c.cell] for c, p in zip(batches, found, strict=True)])
     # Verdicts tell too little of u: where there are no log-odds, the default stands.
     seen = [np.unique(c.cell[c.is_soft]) for c in batches]
     common = np.concatenate([p.common[cells] for p, cells in zip(found, seen, strict=True)])
-    squares = [p.mean**2 + np.einsum("gii->gi", p.covariance) for p in found]
-    quality = np.concatenate([s.ravel() for s in squares])
+    quality = np.concatenate(
+        [(p.mean**2 + np.einsum("gii->gi", p.covariance)).ravel() for p in found]
+    )
     start = Noise()
-    judges = {}
-    for number, name in enumerate(names):
-        of, before = judge == number, noise.of(name)
-        is_soft, is_hard = of & soft, of & ~soft
-        fitted = before
-        if is_hard.any():
-            fitted = _fit_verdicts(
-                x[is_hard],
-                spread[is_hard],
-                value[is_hard],
-                ordered[is_hard],
-                weight[is_hard],
-                fitted,
-            )
-        if is_soft.any():
-            fitted = _fit_log_odds(
-                x[is_soft],
-                spread[is_soft],
-                value[is_soft],
-                ordered[is_soft],
-                weight[is_soft],
-                fitted,
-            )
+    judges = dict(noise.judges)
+    for number, name in enumerate(batches[0].judges):
+        of, fitted = judge == number, noise.of(name)
+        for kind, fit in ((of & ~soft, _fit_verdicts), (of & soft, _fit_log_odds)):
+            if kind.any():
+                seen_by = x[kind], spread[kind], value[kind], ordered[kind]
+                fitted = fit(*seen_by, weight[kind], freedom[kind], fitted)
         judges[name] = fitted
-    # Only products of κ and θ show: let κ be 1 on average, and θ take up the rest.
-    counts = np.bincount(judge, minlength=len(names))
-    scales = np.array([judges[name].scale for name in names])
-    mean = float(np.exp(counts @ np.log(scales) / counts.sum()))
+    # Only products of κ and θ show. v stays where it is, so the judges' κ take up the rest; were
+    # one of them held instead, a judge of whom nothing is heard would drag θ down to nothing.
+    unit = math.sqrt(_shrunk(quality, start.quality_variance) / start.quality_variance)
     return Noise(
-        {name: JudgeNoise(j.scale / mean, j.bias, j.variance, j.tie) for name, j in judges.items()},
-        _shrunk(common, start.pair_variance) * mean**2,
-        _shrunk(quality, start.quality_variance) * mean**2,
+        {name: replace(j, scale=j.scale * unit) for name, j in judges.items()},
+        _shrunk(common, start.pair_variance) / unit**2,
+        start.quality_variance,
     )
 
 
@@ -357,7 +380,13 @@ def _shrunk(squares: Array, start: float) -> float:
 
 
 def _fit_log_odds(
-    x: Array, spread: Array, value: Array, ordered: Booleans, weight: Array, before: JudgeNoise
+    x: Array,
+    spread: Array,
+    value: Array,
+    ordered: Booleans,
+    weight: Array,
+    freedom: Array,
+    before: JudgeNoise,
 ) -> JudgeNoise:
     """κ, b and s² by weighted least squares on E[η], with E[η²] where squares are wanted."""
     start = JudgeNoise()
@@ -373,11 +402,10 @@ def _fit_log_odds(
         [(weight * x * value).sum() + prior * start.scale, (weight * one * value).sum()]
     )
     scale, bias = np.linalg.solve(normal, right)
-    scale = max(float(scale), 0.01)
+    scale = max(float(scale), 0.001)
     rest = weight * ((value - scale * x - bias * one) ** 2 + scale**2 * spread)
-    # The K(K-1)/2 differences of K scores are K - 1 numbers: 2/K each.
-    freedom = np.minimum(2 * weight, 1.0).sum()
-    variance = (rest.sum() + PRIOR_CALLS * start.variance) / (freedom + PRIOR_CALLS)
+    count = freedom.sum() + PRIOR_CALLS
+    variance = (rest.sum() + PRIOR_CALLS * start.variance) / count
     return JudgeNoise(scale, float(bias), max(float(variance), 1e-4), before.tie)
 
 
@@ -387,11 +415,20 @@ _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
 def _fit_verdicts(
-    x: Array, spread: Array, value: Array, ordered: Booleans, counts: Array, before: JudgeNoise
+    x: Array,
+    spread: Array,
+    value: Array,
+    ordered: Booleans,
+    counts: Array,
+    freedom: Array,
+    before: JudgeNoise,
 ) -> JudgeNoise:
     """κ, b and λ by Newton on the expected log-likelihood, held near the defaults."""
     start = np.array([1.0, 0.0, JudgeNoise().tie])
     pull = np.full(3, PRIOR_CALLS / 4)
+    if freedom.max() < 1:
+        # The verdicts of one order lean on each other: taken one by one they understate κ.
+        pull[0] = 1e9
     point = np.array([before.scale, before.bias, before.tie])
     eta = x[:, None] + np.sqrt(spread)[:, None] * _NODES
     weight = counts[:, None] * _WEIGHTS
@@ -414,7 +451,9 @@ def _fit_verdicts(
         point = point + step * min(1.0, LONGEST_STEP / max(float(np.abs(step).max()), 1e-300))
         if np.abs(step).max() < 1e-8:
             break
-    return JudgeNoise(max(float(point[0]), 0.01), float(point[1]), before.variance, float(point[2]))
+    return JudgeNoise(
+        max(float(point[0]), 0.001), float(point[1]), before.variance, float(point[2])
+    )
 
 
 def _change(one: Noise, other: Noise) -> float:

@@ -68,8 +68,9 @@ def _ranked(
             belief = Belief(np.stack([mean for mean, _ in of]), precision)
         found = posterior(calls, noise, belief)
         for place, number in enumerate(numbers):
-            means[number] = found.mean[place].tolist()
-            covariances[number] = found.covariance[place].ravel().tolist()
+            # Rounded, so that what else was ranked at the same time leaves no trace in last digits.
+            means[number] = found.mean[place].round(12).tolist()
+            covariances[number] = found.covariance[place].ravel().round(12).tolist()
     for number, group in enumerate(groups):
         yield Ranking(
             prompt_id=group.prompt.prompt_id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -80,13 +81,16 @@ def reward_model(
                 if recorded is None or not isinstance(recorded.get("score"), float):
                     recorded = {"score": score([turns])[0]}
                     journal.put(key, recorded)
+                found = recorded["score"]
+                is_number = math.isfinite(found)
                 yield Judgment(
                     judgment_id=fingerprint([model_identity, candidate.candidate_id]),
                     prompt_id=group.prompt.prompt_id,
                     kind="reward_model",
                     judge=config.name,
                     candidate_ids=(candidate.candidate_id,),
-                    scores=(recorded["score"],),
+                    scores=(found,) if is_number else None,
+                    failure=None if is_number else f"the score is no number: {found}",
                 )
 
     return judge

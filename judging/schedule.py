@@ -34,8 +34,9 @@ Compare = Callable[[Sequence[Comparison]], list[Judgment]]
 
 MIN_GAIN = 0.01
 WORST = 0.5
-PILOT = 24
-"""Prompts judged in full to learn the judge's noise: 24 groups of 6 give 720 calls."""
+PILOT, PILOT_CALLS = 24, 720
+"""Prompts judged in full to learn the judge's noise, and about how many calls they may take: 24
+groups of 6 take 720."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -164,7 +165,7 @@ def adaptive(
                 group, done = owed[number], asked[owed[number].prompt.prompt_id]
                 orders[group.prompt.prompt_id] = _most_promising(
                     group, gain, threshold, done
-                ) or _audit(mean, done)
+                ) or _audit(mean.round(9), done)
         owed = [g for g in owed if orders[g.prompt.prompt_id]]
 
 
@@ -185,8 +186,7 @@ def _most_promising(
     group: Group, gain: Array, threshold: float, asked: set[tuple[int, int]]
 ) -> list[tuple[int, int]]:
     places = list(combinations(range(len(group.candidates)), 2))
-    # Rounded, so that a sum taken in another order chooses no other pair.
-    for number in np.argsort(-gain.round(9), kind="stable"):
+    for number in np.argsort(-gain, kind="stable"):
         if gain[number] < threshold:
             break
         low, high = places[number]
@@ -202,24 +202,23 @@ def _most_promising(
 def _knowledge_gradient(found: Posterior, reply_variance: float, worst: float) -> Array:
     """By how much one more call about each pair is expected to raise max E θ and lower min E θ.
 
-    A reply moves all means along one direction, Σ(e_i - e_k), by a standard normal times its
-    length (Frazier et al. 2009, eq. 13); the normal is summed over Gauss-Hermite nodes. Shape
-    (groups, pairs).
+    A reply moves all means along one direction, Cov(θ, η), by a standard normal times its length
+    (Frazier et al. 2009, eq. 13); the normal is summed over Gauss-Hermite nodes. Rounded, so that
+    a sum taken in another order chooses no other pair. Shape (groups, pairs).
     """
     first, second = pairs(found.mean.shape[1])
     covariance = found.covariance
-    along = covariance[:, :, first] - covariance[:, :, second]
-    apart = np.arange(len(first))
-    spread = along[:, first, apart] - along[:, second, apart]
-    # A pair never asked about has more to it than θ: what its calls will have in common.
-    spread = np.maximum(spread, found.pair_variance.reshape(spread.shape))
-    length = along / np.sqrt(spread + reply_variance)[:, None, :]
+    # What a reply tells of θ it tells by η, of which the calls so far have settled a share.
+    left = (1 - found.share).reshape(len(covariance), 1, -1)
+    along = left * (covariance[:, :, first] - covariance[:, :, second])
+    variance = found.pair_variance.reshape(len(covariance), 1, -1) + reply_variance
+    length = along / np.sqrt(variance)
     best, least = found.mean.max(axis=1)[:, None], found.mean.min(axis=1)[:, None]
-    gain = np.zeros(spread.shape)
+    gain = np.zeros((len(covariance), len(first)))
     for node, weight in zip(_NODES, _WEIGHTS, strict=True):
         moved = found.mean[:, :, None] + node * length
         gain += weight * (moved.max(axis=1) - best + worst * (least - moved.min(axis=1)))
-    return gain
+    return gain.round(9)
 
 
 def _both_orders(comparison: Comparison) -> list[Comparison]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -66,7 +67,7 @@ def verifier(config: Verifier, identity: str) -> Judge:
             for candidate in group.candidates:
                 scores, failure = None, None
                 try:
-                    scores = (float(check(group.prompt, candidate.response)),)
+                    scores = (_number(check(group.prompt, candidate.response)),)
                 except Exception as error:  # the user's function may raise anything
                     failure = f"{type(error).__name__}: {error}"
                 yield Judgment(
@@ -80,6 +81,12 @@ def verifier(config: Verifier, identity: str) -> Judge:
                 )
 
     return judge
+
+
+def _number(score: float) -> float:
+    if not math.isfinite(score):
+        raise ValueError(f"the score is {score}, which is no number")
+    return float(score)
 
 
 def _equals_reference(prompt: Prompt, response: str) -> float:

@@ -75,7 +75,8 @@ def _preference(
     chosen, rejected = standings.candidates[better], standings.candidates[worse]
     identity = fingerprint([chosen.candidate_id, rejected.candidate_id])
     probability = standings.probability(better, worse)
-    if probability < config.min_probability or probability == 0.5:
+    # Put so that what is no number is no preference either.
+    if not probability >= config.min_probability or probability == 0.5:
         return _dropped(identity, ranking, "probability_below_minimum", f"{probability:.3f}")
     if chosen.status == "truncated":
         return _dropped(identity, ranking, "chosen_truncated", chosen.candidate_id)

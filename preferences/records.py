@@ -25,6 +25,10 @@ SCHEMA_VERSION = 1
 
 Verdict = Literal["first", "second", "tie"]
 Status = Literal["complete", "truncated", "empty", "failed"]
+Decision = Literal["keep", "calibrate", "ask", "over_budget"]
+"""`keep`: the judges are sure enough; `calibrate`: in the random slice that people are asked about;
+`ask`: people are asked because it is worth it; `over_budget`: unsure, but others were worth more.
+"""
 JudgmentKind = Literal[
     "pairwise",
     "pairwise_reasoned",
@@ -194,8 +198,31 @@ class Dropped:
     """What it matched, the value that was too small, the line it stood on."""
 
 
-Record = Prompt | Candidate | Judgment | Ranking | Preference | Triplet | Dropped
-RecordT = TypeVar("RecordT", Prompt, Candidate, Judgment, Ranking, Preference, Triplet, Dropped)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Route:
+    """Whether people are asked about a prompt, and the numbers by which that was decided."""
+
+    prompt_id: str
+    decision: Decision
+    first_id: str
+    """Of the pair that people are asked about, or that is kept: the one more likely better."""
+    second_id: str
+    probability: float
+    """P(the first beats the second) by the judges alone, between 0.5 and 1."""
+    confidence: float
+    """P(the candidate with the highest mean beats the one with the lowest): how sure judges are."""
+    regret: float
+    """By how much, in logits, the best is expected to beat the one that the judges prefer."""
+    weight: float
+    """Of the prompt's category: regret times weight is what an answer is worth."""
+    threshold: float | None
+    """The confidence that is enough; None where none was found to be."""
+
+
+Record = Prompt | Candidate | Judgment | Ranking | Preference | Triplet | Dropped | Route
+RecordT = TypeVar(
+    "RecordT", Prompt, Candidate, Judgment, Ranking, Preference, Triplet, Dropped, Route
+)
 
 
 def schema_of(record: type[Record]) -> pa.Schema:

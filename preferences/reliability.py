@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,13 +22,19 @@ def reliability_words(rankings: Mapping[str, Any]) -> str:
             return "The probabilities come from what is said here alone: no judge was calibrated."
         return f"The probabilities are uncalibrated: {missing}."
     before, after = found["before"], found["after"]
+    warning = ""
+    if after["nll"] >= math.log(2):
+        warning = (
+            " The judges' word does not predict people's: no better than a coin. Look at the "
+            "rubric and at the judges before using the dataset."
+        )
     return (
-        f"The probabilities are calibrated on {found['labels']:,} verdicts of people on "
-        f"{found['prompts']:,} prompts. On pairs not seen in fitting, the expected calibration "
-        f"error is {after['ece']:.3f}, from {before['ece']:.3f} for the judges' own probabilities; "
-        f"chance alone gives {after['ece_by_chance']:.3f} on so few labels. The negative "
-        f"log-likelihood is {after['nll']:.3f} nats, from {before['nll']:.3f}; with isotonic "
-        f"regression it is {found['isotonic']['nll']:.3f}."
+        f"The probabilities are calibrated on {found['labels']:,} pairs judged by people, of "
+        f"{found['prompts']:,} prompts.{warning} On pairs not seen in fitting, the expected "
+        f"calibration error is {after['ece']:.3f}, from {before['ece']:.3f} for the judges' own "
+        f"probabilities; chance alone gives {after['ece_by_chance']:.3f} on so few labels. The "
+        f"negative log-likelihood is {after['nll']:.3f} nats, from {before['nll']:.3f}; with "
+        f"isotonic regression it is {found['isotonic']['nll']:.3f}."
     )
 
 

@@ -101,7 +101,7 @@ def unlabelled(run: Run) -> list[float]:
 def test_without_people_the_card_says_uncalibrated(tmp_path: Path) -> None:
     run = build(recipe(tmp_path, 0))
     assert summary(run)["calibration"] is None
-    assert "The probabilities are uncalibrated: 0 verdicts of people" in card(run)
+    assert "The probabilities are uncalibrated: 0 pairs on 0 prompts were judged" in card(run)
 
 
 def test_too_few_people_are_counted_as_judges_and_the_card_says_what_is_missing(
@@ -109,7 +109,7 @@ def test_too_few_people_are_counted_as_judges_and_the_card_says_what_is_missing(
 ) -> None:
     run = build(recipe(tmp_path, 12))
     assert (
-        "uncalibrated: 12 verdicts of people on 12 prompts that judges ranked; "
+        "uncalibrated: 12 pairs on 12 prompts were judged by people and by judges; "
         "calibration needs 50 on 20."
     ) in card(run)
     rankings = list(run.store.read(run.plan.rankings, Ranking))
@@ -130,7 +130,7 @@ def test_people_bring_a_judge_that_is_too_sure_to_what_they_agree_with(
     assert len(left) == 30
     for probability in left:
         assert probability == pytest.approx(RIGHT, abs=0.09)
-    assert "calibrated on 120 verdicts of people on 120 prompts" in card(run)
+    assert "calibrated on 120 pairs judged by people, of 120 prompts" in card(run)
     folder = run.store.folder(run.plan.dataset)
     assert "![Reliability diagram](reliability.svg)" in card(run)
     assert (run.store.read_text(f"{folder}/reliability.svg") or "").startswith("<svg")

@@ -84,6 +84,9 @@ def carry_out(folder: Path, recipe: dict[str, Any]) -> Store:
         stages.make_candidates(run, number)
     for number in range(len(plan.judgments)):
         stages.make_judgments(run, number)
+    stages.make_answers(run)
+    stages.make_routes(run)
+    stages.ask_people(run)
     stages.make_rankings(run)
     stages.make_preferences(run)
     stages.make_dataset(run, text)
@@ -143,6 +146,7 @@ def test_every_key_is_read_by_the_code_that_uses_it(
             | {"model": str(write_reward_model(tmp_path / "scorer"))},
             {"kind": "verifier", "name": "polite", "check": "regex", "pattern": "please"},
         ],
+        "people": {"labels": "labels.csv", "budget": 4},
         "pairs": {"min_probability": 0.5},
         "split": {"test": 0.3},
         "alignment": {"method": "dpo", "model": model, "epochs": 0.5, "dtype": "float32"}

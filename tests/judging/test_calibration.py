@@ -45,7 +45,9 @@ def drawn(
             1 + math.pi * scale**2 * variance / 8
         )
         won = float(generator.random() < 1 / (1 + math.exp(-logit)))
-        labels.append(Label(f"p{number // 2}", mean, variance, longer, own, won))
+        # Half of E (θ_i - θ_k)².
+        spread = (mean**2 + variance) / 2
+        labels.append(Label(f"p{number // 2}", mean, variance, longer, own, won, spread))
     return labels
 
 
@@ -90,7 +92,7 @@ def test_turning_every_pair_round_changes_nothing(seed: int) -> None:
     ]
     one, other = fit(labels), fit(turned)
     assert (one.scale, one.length, one.family) == pytest.approx(
-        (other.scale, other.length, other.family), abs=1e-9
+        (other.scale, other.length, other.family), abs=1e-7
     )
     assert probabilities(turned, other) == pytest.approx(1 - probabilities(labels, one))
 
@@ -175,18 +177,66 @@ def test_labels_are_peoples_verdicts_with_what_the_judges_thought() -> None:
     unknown = replace(person(of, 0, 1, "first"), candidate_ids=("x", "y"))
     found = list(labels_of(ranking, candidates, [person(of, 1, 0, "first"), unknown], Families()))
     (label,) = found
-    assert label.won == 1.0
-    assert label.mean == pytest.approx(ranking.mean[1] - ranking.mean[0])
-    assert label.mean < 0
-    assert label.length == pytest.approx(math.log(21) - math.log(6))
+    # Stored from the candidate that stands first, whom the person did not prefer.
+    assert label.won == 0.0
+    assert label.mean == pytest.approx(ranking.mean[0] - ranking.mean[1])
+    assert label.mean > 0
+    assert label.length == pytest.approx(math.log(6) - math.log(21))
     c = ranking.covariance
     assert label.variance == pytest.approx(c[0] + c[3] - c[1] - c[2])
+    assert label.spread == pytest.approx((label.mean**2 + label.variance) / 2)
+
+
+def test_a_pair_is_one_label_however_many_people_judged_it() -> None:
+    of = group("a", "b", "c")
+    (ranking,) = rank([of], [judged(of, 0, 1, 0.9), judged(of, 1, 2, 0.9)])
+    people = [
+        person(of, 0, 1, "first", "ann"),
+        person(of, 1, 0, "first", "bob"),
+        person(of, 0, 1, "tie", "cid"),
+        person(of, 2, 1, "second", "ann"),
+    ]
+    candidates = {c.candidate_id: c for c in of.candidates}
+    found = list(labels_of(ranking, candidates, people, Families()))
+    # One for each side and one for neither: a half. And ann prefers the second to the third.
+    assert [label.won for label in found] == [0.5, 1.0]
+
+
+def test_two_liked_answers_are_not_a_tie() -> None:
+    of = group("a", "b", "c")
+    (ranking,) = rank([of], [judged(of, 0, 1, 0.9)])
+    likes = [
+        Judgment(f"like {n}", of.prompt.prompt_id, "human", "people", (c.candidate_id,),
+                 scores=(float(n < 2),))
+        for n, c in enumerate(of.candidates)
+    ]  # fmt: skip
+    candidates = {c.candidate_id: c for c in of.candidates}
+    found = list(labels_of(ranking, candidates, likes, Families()))
+    assert [label.won for label in found] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("scale", [-0.2, -1.0, -5.0])
+def test_the_fit_ends_at_the_top_where_people_contradict_the_judges(scale: float) -> None:
+    labels = drawn(200, scale)
+    found = fit_terms(labels, 2.0)
+
+    def height(log_scale: float) -> float:
+        moved = replace(found, scale=math.exp(log_scale))
+        p = np.clip(probabilities(labels, moved), 1e-12, 1 - 1e-12)
+        won = np.array([x.won for x in labels])
+        fits = won * np.log(p) + (1 - won) * np.log1p(-p)
+        ridge = log_scale**2 + 4 * found.length**2 + 4 * found.family**2
+        return float(fits.sum() - ridge / 2)
+
+    here = math.log(found.scale)
+    assert found.scale < 0.3
+    assert height(here) >= max(height(here - 0.01), height(here + 0.01))
 
 
 def test_too_few_labels_are_said_to_be_too_few() -> None:
     few = drawn(12, 1.0)
     assert lacking(few) == (
-        "12 verdicts of people on 6 prompts that judges ranked; calibration needs 50 on 20"
+        "12 pairs on 6 prompts were judged by people and by judges; calibration needs 50 on 20"
     )
     assert lacking(drawn(60, 1.0)) is None
 

@@ -236,3 +236,56 @@ def test_the_chance_of_being_best_is_that_of_independent_normals() -> None:
     assert expected_regret(mean, covariance)[0] == pytest.approx(0.2420 - 0.1587, abs=0.02)
     equal = best_probabilities(np.zeros((1, 4)), np.eye(4)[None])
     assert equal[0] == pytest.approx([0.25] * 4, abs=0.04)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_says_nothing(score: float) -> None:
+    of = group("a", "b", "c")
+    said = [
+        Judgment(f"s{n}", of.prompt.prompt_id, "reward_model", "rm", (c.candidate_id,),
+                 scores=(score if n == 0 else float(n),))
+        for n, c in enumerate(of.candidates)
+    ]  # fmt: skip
+    (ranking,) = rank([of], said, learn_noise([of], said))
+    assert np.isfinite(ranking.mean).all()
+    assert ranking.mean[0] == pytest.approx(0, abs=1e-9)
+    assert ranking.mean[2] > ranking.mean[1]
+
+
+@pytest.mark.parametrize("unit", [0.01, 1.0, 1000.0])
+def test_the_unit_of_a_reward_model_does_not_matter(unit: float) -> None:
+    generator = np.random.default_rng(0)
+    groups = [group("a", "b", "c", "d", question=f"q{n}") for n in range(60)]
+    said = [
+        Judgment(f"{c.candidate_id}", of.prompt.prompt_id, "reward_model", "rm", (c.candidate_id,),
+                 scores=(unit * float(generator.normal()),))
+        for of in groups
+        for c in of.candidates
+    ]  # fmt: skip
+    rankings = list(rank(groups, said, learn_noise(groups, said)))
+    sure = [win_probability(r, int(np.argmax(r.mean)), int(np.argmin(r.mean))) for r in rankings]
+    # Of four normal scores the best and the worst are 2.06 deviations apart on average; half of
+    # that is the reward model's own noise by default.
+    assert 0.75 < float(np.mean(sure)) < 0.9
+
+
+def test_a_judge_of_whom_nothing_is_heard_takes_nothing_from_a_good_one() -> None:
+    generator = np.random.default_rng(1)
+    groups = [group("a", "b", "c", "d", question=f"q{n}") for n in range(150)]
+    good, useless = [], []
+    for of in groups:
+        quality = generator.normal(0, 1.4, 4)
+        for one in range(4):
+            for other in range(4):
+                if one != other:
+                    lead = quality[one] - quality[other] + generator.normal(0, 1)
+                    good.append(judged(of, one, other, 1 / (1 + math.exp(-lead))))
+                    useless.append(replace(judged(of, one, other, 0.7), judge="useless"))
+
+    def sureness(said: list[Judgment]) -> float:
+        found = rank(groups, said, learn_noise(groups, said))
+        means = [np.array(r.mean) for r in found]
+        return float(np.mean([m.max() - m.min() for m in means]))
+
+    # Something is taken off: with two judges, errors about a candidate are allowed for.
+    assert sureness(good + useless) > 0.6 * sureness(good)

@@ -35,7 +35,7 @@ CALIBRATED = {
 
 def test_a_calibration_is_told_with_what_it_was_before() -> None:
     words = reliability_words(CALIBRATED)
-    assert "1,200 verdicts of people on 900 prompts" in words
+    assert "1,200 pairs judged by people, of 900 prompts" in words
     assert "is 0.020, from 0.120" in words
     assert "is 0.550 nats, from 0.700" in words
     table = reliability_table(CALIBRATED)
@@ -44,6 +44,12 @@ def test_a_calibration_is_told_with_what_it_was_before() -> None:
         ("600", "75.0%", "60.0%", "50.0%", "50.0%"),
         ("600", "100.0%", "45.0%", "75.0%", "75.0%"),
     )
+
+
+def test_judges_who_do_not_predict_people_are_told_of() -> None:
+    told = {**CALIBRATED["calibration"], "after": figures(0.1, 0.694)}
+    assert "no better than a coin" in reliability_words({"calibration": told})
+    assert "no better than a coin" not in reliability_words(CALIBRATED)
 
 
 def test_without_a_calibration_the_reason_is_told_and_nothing_is_drawn() -> None:
