@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -61,11 +62,17 @@ def _train_claimed(
     with local_folder(store, dataset) as data, working_folder(store, model) as output:
         progress.say("  training")
         try:
+            context = multiprocessing.get_context("spawn")
+            stop = context.Event()
             with ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+                1, context, initializer=_end_with_parent, initargs=(stop,)
             ) as pool:
                 arguments = (recipe.model_dump_json(), str(data), str(output), store.url)
-                summary = pool.submit(_train, *arguments).result()
+                try:
+                    summary = pool.submit(_train, *arguments).result()
+                except BaseException:
+                    stop.set()  # Told to end, this process would wait for the whole training.
+                    raise
         except BrokenProcessPool as error:
             raise ServiceError(
                 "training was killed, often for want of memory; a rerun goes on from the last "
@@ -135,13 +142,13 @@ def send(folder: Path, store: Store, artifact: Artifact) -> None:
             ) from error
 
 
-def _end_with_parent() -> None:
-    """In the child: end when the process that wants the result is gone, whatever killed it."""
+def _end_with_parent(stop: Event) -> None:
+    """In the child: end when the process that wants the result is gone or wants it no more."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while parent is not None and os.getppid() == parent.pid:
-            time.sleep(1)
+        while parent is not None and os.getppid() == parent.pid and not stop.wait(1):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

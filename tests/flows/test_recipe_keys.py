@@ -121,7 +121,7 @@ def test_every_key_is_read_by_the_code_that_uses_it(
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     # Training has a process of its own, where nobody would see what it reads.
     monkeypatch.setattr(
-        "flows.train.ProcessPoolExecutor", lambda n, _, initializer: ThreadPoolExecutor(n)
+        "flows.train.ProcessPoolExecutor", lambda n, _, initializer, initargs: ThreadPoolExecutor(n)
     )
     model = str(write_model(tmp_path / "policy"))
     endpoint = Endpoint(answered)
