@@ -37,8 +37,11 @@ SIZE, UNSEEN, DRAWS = 6, 4000, 20
 MADE_UP = "simulated"
 
 
-def simulate(prompts: int, seed: int) -> list[Label]:
-    """One label of a person on each prompt, with what the judge thinks of its pair."""
+def simulate(prompts: int, seed: int) -> tuple[list[Label], list[float]]:
+    """One label of a person on each prompt, and what the judge itself says of its pair.
+
+    That is the mean of its probabilities in both orders.
+    """
     draw = np.random.default_rng(seed)
     groups, said, people = [], [], {}
     for number in range(prompts):
@@ -75,11 +78,15 @@ def simulate(prompts: int, seed: int) -> list[Label]:
         groups.append(group)
     noise = learn_noise(groups[:500], said)
     rankings = rank(groups, said, noise)
-    return [
+    labels = [
         label
         for group, ranking in zip(groups, rankings, strict=True)
         for label in _labels(group, ranking, people[ranking.prompt_id])
     ]
+    own = {judgment.candidate_ids: judgment.probability or 0.0 for judgment in said}
+    # A label is about the pair as it stands in the group, the lower place first.
+    pairs = [tuple(sorted(people[label.prompt_id].candidate_ids)) for label in labels]
+    return labels, [(own[i, k] + 1 - own[k, i]) / 2 for i, k in pairs]
 
 
 def _labels(group: Group, ranking: Ranking, person: Judgment) -> Sequence[Label]:
@@ -96,12 +103,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--labels", type=int, nargs="+", default=[50, 100, 200, 500])
     arguments = parser.parse_args()
-    everyone = simulate(UNSEEN + DRAWS * max(arguments.labels), seed=0)
+    everyone, said = simulate(UNSEEN + DRAWS * max(arguments.labels), seed=0)
     unseen, pool = everyone[:UNSEEN], everyone[UNSEEN:]
     won = np.array([label.won for label in unseen])
-    raw = reliability(probabilities(unseen, Calibration()), won)
+    raw = reliability(np.array(said[:UNSEEN]), won)
+    alone = reliability(probabilities(unseen, Calibration()), won)
     header = ["labels", "map", "ECE", "NLL", "NLL below raw"]
-    rows = [["0", "judge alone", f"{raw.ece:.3f}", f"{raw.nll:.3f}", ""]]
+    rows = [
+        ["0", "the judge's own probabilities", f"{raw.ece:.3f}", f"{raw.nll:.3f}", ""],
+        ["0", "ranking", f"{alone.ece:.3f}", f"{alone.nll:.3f}", f"{1 - alone.nll / raw.nll:.1%}"],
+    ]
     for count in arguments.labels:
         found: dict[str, list[tuple[float, float]]] = {"logistic": [], "isotonic on top": []}
         for number in range(DRAWS):

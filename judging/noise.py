@@ -292,7 +292,7 @@ def fit_noise(batches: Sequence[Calls]) -> Noise:
         return Noise()
     units = _units(batches)
     named = dict(zip(batches[0].judges, units.tolist(), strict=True))
-    # A judge of scores that nothing else bears on has the default noise, in its own unit.
+    # A judge of whom nothing more can be learnt has the default noise, in its own unit.
     noise = Noise({name: JudgeNoise() for name, unit in named.items() if unit != 1})
     telling = [_telling(replace(c, value=c.value / units[c.judge])) for c in batches]
     telling = [calls for calls in telling if len(calls.cell)]
@@ -314,18 +314,29 @@ def fit_noise(batches: Sequence[Calls]) -> Noise:
 
 
 def _units(batches: Sequence[Calls]) -> Array:
-    """Of each judge's log-odds or scores: 1, but for scores, which can be in any.
+    """Of each judge's log-odds or scores, such that a judge of default noise would differ as much.
 
-    Taken so that a judge of default noise would differ by as much: E d² = 2 (v + s²).
+    By the defaults differences of scores have E d² = 2 (v + s²) and log-odds E y² = 2v + s². Scores
+    can be in any unit; log-odds are taken as they come where there are few.
     """
     units = np.ones(len(batches[0].judges))
-    spread = 2 * (Noise().quality_variance + JudgeNoise().variance)
+    quality, own = Noise().quality_variance, JudgeNoise().variance
     for judge in range(len(units)):
-        scored = [c.value[(c.judge == judge) & c.is_soft & (c.freedom < 1)] for c in batches]
-        squares = np.concatenate(scored) ** 2
-        if squares.any():
-            units[judge] = np.sqrt(squares.mean() / spread)
+        said = [(c.value[of], c.freedom[of]) for c in batches if (of := _soft_by(c, judge)).any()]
+        if not said:
+            continue
+        squares, freedom = (np.concatenate(column) for column in zip(*said, strict=True))
+        squares = squares**2
+        if freedom.min() < 1:
+            units[judge] = np.sqrt(squares.mean() / (2 * (quality + own))) or 1.0
+        else:
+            units[judge] = np.sqrt(_shrunk(squares / (2 * quality + own), 1.0))
     return units
+
+
+def _soft_by(calls: Calls, judge: int) -> Booleans:
+    of: Booleans = calls.is_soft & (calls.judge == judge)
+    return of
 
 
 def _telling(calls: Calls) -> Calls:

@@ -343,6 +343,19 @@ def test_calls_that_cannot_contradict_each_other_teach_no_noise(size: int) -> No
     assert fit_noise([calls(circles, size)]) != Noise()
 
 
+def test_log_odds_that_nothing_contradicts_are_brought_to_the_spread_of_quality() -> None:
+    """A judge whose log-odds are ±6 on every pair, each asked once."""
+    said = [[Said(0, 1, "soft", 6.0 if n % 2 else -6.0)] for n in range(400)]
+    found = fit_noise([calls(said, 2)]).of("soft")
+    # E y² = 36 is (2 · 2 + 1) · κ², but for four calls of the default: (400 · 36 + 4 · 5) / 404.
+    square = (400 * 36 + 4 * 5) / 404 / 5
+    assert found.scale == pytest.approx(square**0.5)
+    assert found.variance == pytest.approx(square)
+    assert found.bias == 0
+    one = fit_noise([calls(said[:1], 2)]).of("soft")
+    assert one.scale == pytest.approx(((36 + 4 * 5) / 5 / 5) ** 0.5)
+
+
 def test_few_calls_leave_the_noise_near_its_default() -> None:
     found = fit_noise([calls([[Said(0, 1, "hard", 1.0), Said(1, 0, "hard", -1.0)]], 2)])
     assert found.of("hard").scale == pytest.approx(1.0, abs=0.3)
