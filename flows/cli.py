@@ -26,6 +26,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+label = typer.Typer(
+    help="Have people label: the Argilla server and what goes to it and comes back.",
+    no_args_is_help=True,
+)
+app.add_typer(label, name="label")
+
 RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
 Settings = Annotated[
     list[str] | None,
@@ -299,6 +305,23 @@ def up(
     from flows.deploy import serve_all
 
     serve_all(store or "store", host, port)
+
+
+@label.command("serve")
+def label_serve(
+    home: Annotated[
+        Path, typer.Option(help="Folder of the server: its database, index, secret and log.")
+    ] = Path("store/argilla"),
+    port: Annotated[int, typer.Option(help="Of the server and its pages.")] = 6900,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """Start Argilla, where people label. Ctrl-C stops it; the next start goes on with everything.
+
+    Example: pairwright label serve --port 6900
+    """
+    from judging.argilla.server import serve
+
+    serve(home, host, port)
 
 
 def main() -> None:

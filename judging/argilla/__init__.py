@@ -1,0 +1,1 @@
+"""People label in Argilla: the embedded server."""
