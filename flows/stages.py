@@ -348,7 +348,7 @@ def make_preferences(run: Run) -> None:
 def _probability(run: Run) -> WinProbability:
     """The ranking's own, or what the isotonic regression on people's labels makes of it."""
     rankings = run.store.manifest(run.plan.rankings)
-    calibration = rankings.summary["calibration"] if rankings else None
+    calibration = rankings.summary.get("calibration") if rankings else None
     if run.plan.recipe.calibration == "logistic" or calibration is None:
         return win_probability
     steps = Isotonic(**{name: tuple(of) for name, of in calibration["steps"].items()})
