@@ -15,7 +15,7 @@ from judging.calibration import Calibration, Families
 from judging.calls import columns
 from judging.judge import Group
 from judging.noise import Array, Belief, Noise, fit_noise, posterior
-from judging.raters import is_human
+from judging.raters import is_human, opinions
 from preferences.records import Judgment, Ranking
 
 DRAWS = 512
@@ -95,27 +95,19 @@ def _by_prompt(judgments: Iterable[Judgment]) -> dict[str, list[Judgment]]:
 
 def comparisons(judgments: Iterable[Judgment]) -> Iterator[tuple[str, str, float]]:
     """Judgments as (one candidate, another, P(the one is better)). Failures say nothing."""
-    single: dict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
-    soft = {"first": 1.0, "second": 0.0, "tie": 0.5}
+    scored: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    others = []
     for judgment in judgments:
-        if judgment.failure is not None:
-            continue
-        if judgment.scores is not None and len(judgment.candidate_ids) == 1:
-            scored = (judgment.candidate_ids[0], judgment.scores[0])
-            single[judgment.judge, judgment.kind].append(scored)
-            continue
-        first, second = judgment.candidate_ids
-        if judgment.probability is not None:
-            yield first, second, judgment.probability
-        elif judgment.verdict is not None:
-            yield first, second, soft[judgment.verdict]
+        if judgment.kind != "reward_model":
+            others.append(judgment)
         elif judgment.scores is not None:
-            yield first, second, _outright(judgment.scores[0] - judgment.scores[1])
-    for (_, kind), scored_ones in single.items():
-        for (first, score), (second, other) in combinations(scored_ones, 2):
-            # Only a reward model's scores are on the scale of log-odds.
-            soft_score = kind == "reward_model"
-            yield first, second, _sigmoid(score - other) if soft_score else _outright(score - other)
+            scored[judgment.judge].append((judgment.candidate_ids[0], judgment.scores[0]))
+    for opinion in opinions(others):
+        yield opinion.first, opinion.second, opinion.leaning
+    # Only a reward model's scores are on the scale of log-odds.
+    for of_one in scored.values():
+        for (first, score), (second, other) in combinations(of_one, 2):
+            yield first, second, _sigmoid(score - other)
 
 
 def win_probability(ranking: Ranking, one: int, other: int) -> float:
@@ -137,10 +129,6 @@ def win_probability(ranking: Ranking, one: int, other: int) -> float:
 
 def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else 1 - 1 / (1 + math.exp(x))
-
-
-def _outright(difference: float) -> float:
-    return 0.5 if difference == 0 else float(difference > 0)
 
 
 def best_probabilities(mean: Array, covariance: Array) -> Array:

@@ -12,6 +12,7 @@ from generation.engine import Completion, Engine, Request, Sampling
 from judging.asking import Exchange, ask, spent, unread
 from judging.judge import Comparison, Judge
 from judging.pairwise import ComparingJudge, scheduled
+from judging.raters import OUTRIGHT
 from judging.rubric import Rubric
 from judging.schedule import Compare, Schedule, all_pairs
 from judging.verdicts import alone, final
@@ -22,7 +23,6 @@ ONCE_MORE = (
     "Now give the verdict alone: reply with [[A]], [[B]] or, if neither is better, [[C]], and "
     "nothing else."
 )
-SHARE = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
 class ReasonedPairwiseJudge(ComparingJudge):
@@ -131,6 +131,6 @@ def _judgment(
         return dataclasses.replace(judgment, verdict=verdicts[0])
     return dataclasses.replace(
         judgment,
-        probability=sum(SHARE[v] for v in verdicts) / len(verdicts),
+        probability=sum(OUTRIGHT[v] for v in verdicts) / len(verdicts),
         verdict_mass=len(verdicts) / len(exchanges),
     )

@@ -111,7 +111,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judgment:
-    """What one judge said of one or two candidates, in the order shown, or why it said nothing.
+    """What one judge said of one or more candidates, in the order shown, or why it said nothing.
 
     A verdict that could not be read has `failure` set and neither probability, verdict nor scores:
     a missing verdict is not a number.
