@@ -26,7 +26,7 @@ from flows import stages
 from flows.plan import Plan, make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
-from flows.stages import Run
+from flows.run import Run
 from preferences.export import export
 from preferences.records import Candidate, Message, Prompt, Ranking
 from preferences.store import Artifact, Manifest, Shard, Store, shards

@@ -35,7 +35,7 @@ from flows import stages
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
-from flows.stages import Run
+from flows.run import Run
 from preferences.store import Store
 
 RECIPE = """

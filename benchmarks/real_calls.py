@@ -24,7 +24,8 @@ from flows import stages
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
-from flows.stages import Run
+from flows.run import Run
+from flows.run import groups as groups_of
 from judging.judge import Comparison, Group
 from judging.ranking import learn_noise, rank
 from judging.schedule import (
@@ -62,7 +63,7 @@ def judge_everything(prompts: int, store: Path) -> tuple[list[Group], Said]:
     stages.make_prompts(run)
     stages.make_candidates(run, 0)
     stages.make_judgments(run, 0)
-    groups = [g for shard in run.shards for g in stages.groups(run, shard)]
+    groups = [g for shard in run.shards for g in groups_of(run, shard)]
     judgments = run.store.read(run.plan.judgments[0], Judgment)
     said = {(j.candidate_ids[0], j.candidate_ids[1]): j for j in judgments}
     return [g for g in groups if len(g.candidates) == CANDIDATES + 1], said

@@ -13,7 +13,7 @@ from flows.events import dataset_finished
 from flows.plan import make_plan
 from flows.progress import current
 from flows.recipe import Recipe, load_recipe
-from flows.stages import Make, Run
+from flows.run import Make, Run
 from preferences.errors import ServiceError
 from preferences.store import Manifest, Store
 

@@ -6,9 +6,9 @@ knows how, and writes what comes back. `flows.build` makes these functions into 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -21,10 +21,21 @@ from flows.people import (
     standings_of,
     waiting_line,
 )
-from flows.plan import Plan, engine_config
-from flows.progress import Progress
+from flows.plan import engine_config
 from flows.rankings import families, learn_scale
 from flows.recipe import CandidateConfig, JudgeConfig
+from flows.run import (
+    Run,
+    by_prompt,
+    candidates_of,
+    finish,
+    groups,
+    judged,
+    owed_shards,
+    prompts_of,
+    work,
+    write,
+)
 from generation.candidates import (
     ImportedCandidates,
     SampledCandidates,
@@ -34,16 +45,15 @@ from generation.candidates import (
     sample,
 )
 from generation.deferred import deferred
-from generation.engine import EngineConfig, EngineRuntime
+from generation.engine import EngineConfig
 from generation.journalled import JournalledEngine
 from generation.models import model_identity
 from generation.opening import open_engine
 from generation.prompts import load_prompts
-from judging.agreement import JudgeFacts, agreement, judge_facts
+from judging.agreement import agreement
 from judging.calibration import Families, Isotonic
 from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
 from judging.judge import Group
-from judging.missing import ALARM, missing_judgments
 from judging.pairwise import ComparingJudge
 from judging.people import NAME, TableOfLabels, answers_on
 from judging.ranking import rank, win_probability
@@ -62,34 +72,13 @@ from preferences.records import (
     Preference,
     Prompt,
     Ranking,
-    RecordT,
     Route,
     Triplet,
 )
 from preferences.reliability import reliability_diagram
 from preferences.splits import require_both_sides, side
-from preferences.store import Artifact, Manifest, Shard, Store, shards, work_through
+from preferences.store import Artifact, Manifest, Shard, shards, work_through
 from preferences.tables import read_rows
-
-Make = Callable[[Shard], Any]
-"""Makes one shard of an artifact."""
-Wrap = Callable[[str, Make], Make]
-"""Turns a stage's function into a task; the identity where there is no Prefect."""
-
-
-@dataclass
-class Run:
-    """A recipe being carried out: its plan, its store, and who is told how it goes."""
-
-    plan: Plan
-    store: Store
-    progress: Progress
-    wrap: Wrap = lambda name, make: make
-    shards: Sequence[Shard] = field(default_factory=list)
-
-    def engine_runtime(self, name: str) -> EngineRuntime:
-        """Where and how the engine of these candidates or of this judge runs."""
-        return self.plan.recipe.runtime.engines.get(name, EngineRuntime())
 
 
 def make_prompts(run: Run) -> None:
@@ -107,7 +96,7 @@ def make_prompts(run: Run) -> None:
         whole = Shard(0, 1)
         rows: list[Prompt | Dropped] = [*kept, *dropped]
         run.wrap("prompts", lambda s: run.store.write_part(artifact, s, Prompt, rows))(whole)
-        _finish(run, artifact, "prompts", [], [whole])
+        finish(run, artifact, "prompts", [], [whole])
     count = run.store.count(artifact)
     run.shards = shards(count, recipe.runtime.shard_size)
 
@@ -115,7 +104,7 @@ def make_prompts(run: Run) -> None:
 def make_candidates(run: Run, number: int) -> None:
     """Have one source answer every prompt."""
     config, artifact = run.plan.recipe.candidates[number], run.plan.candidates[number]
-    owed = _owed(run, artifact)
+    owed = owed_shards(run, artifact)
     if owed is None:
         return
     inputs = [run.plan.prompts]
@@ -129,11 +118,11 @@ def make_candidates(run: Run, number: int) -> None:
         with Partition(rows, prompt_of, run.shards) as partition:
 
             def take(shard: Shard) -> None:
-                ids = frozenset(p.prompt_id for p in _prompts(run, shard))
+                ids = frozenset(p.prompt_id for p in prompts_of(run, shard))
                 taken = import_candidates(config, partition.rows(shard), ids)
-                _write(run, artifact, shard, Candidate, _by_prompt(taken))
+                write(run, artifact, shard, Candidate, by_prompt(taken))
 
-            _work(run, artifact, title, inputs, owed, take)
+            work(run, artifact, title, inputs, owed, take)
         return
     _sample_candidates(run, config, artifact, title, owed)
 
@@ -142,7 +131,7 @@ def _sample_candidates(
     run: Run, config: SampledCandidates, artifact: Artifact, title: str, owed: list[Shard]
 ) -> None:
     identity = model_identity(engine_config(config))
-    total = sum(len(_prompts(run, shard)) for shard in owed) * config.samples
+    total = sum(len(prompts_of(run, shard)) for shard in owed) * config.samples
     with (
         run.progress.stage(title, total, "answers") as advance,
         deferred(
@@ -153,16 +142,16 @@ def _sample_candidates(
         def generate(shard: Shard) -> None:
             with Journal(run.store, identity, shard) as journal:
                 remembering = JournalledEngine(engine, identity, journal, advance.reply)
-                answers = sample(_prompts(run, shard), config, identity, remembering)
-            _write(run, artifact, shard, Candidate, answers)
+                answers = sample(prompts_of(run, shard), config, identity, remembering)
+            write(run, artifact, shard, Candidate, answers)
 
-        _work(run, artifact, title, [run.plan.prompts], owed, generate)
+        work(run, artifact, title, [run.plan.prompts], owed, generate)
 
 
 def make_judgments(run: Run, number: int) -> None:
     """Have one judge judge every group of candidates."""
     config, artifact = run.plan.recipe.judges[number], run.plan.judgments[number]
-    owed = _owed(run, artifact)
+    owed = owed_shards(run, artifact)
     if owed is None:
         return
     title = f"judgments: {config.name}"
@@ -183,9 +172,9 @@ def make_judgments(run: Run, number: int) -> None:
 
             def take(shard: Shard) -> None:
                 taken = import_judgments(config, partition.rows(shard), groups(run, shard))
-                _write(run, artifact, shard, Judgment, _by_prompt(taken))
+                write(run, artifact, shard, Judgment, by_prompt(taken))
 
-            _work(run, artifact, title, inputs, owed, take)
+            work(run, artifact, title, inputs, owed, take)
         return
     total = sum(calls(config, group) for shard in owed for group in groups(run, shard))
     prior = run.plan.recipe.prior_of(config)
@@ -204,9 +193,9 @@ def make_judgments(run: Run, number: int) -> None:
 
         def judge(shard: Shard) -> None:
             with judge_for(shard) as ask:
-                _write(run, artifact, shard, Judgment, ask(groups(run, shard)))
+                write(run, artifact, shard, Judgment, ask(groups(run, shard)))
 
-        _work(run, artifact, title, inputs, owed, judge)
+        work(run, artifact, title, inputs, owed, judge)
 
 
 def _pilot(run: Run) -> list[tuple[Shard, list[Group]]]:
@@ -226,66 +215,40 @@ def _pilot(run: Run) -> list[tuple[Shard, list[Group]]]:
     return pilot
 
 
-MOST_MISSING = 20_000
-"""Judgments looked at for whether the missing ones differ; more would tell no more."""
-
-
-def _alarms(run: Run, artifact: Artifact, facts: JudgeFacts) -> list[str]:
-    """What there is to say of a judge of which too much is missing."""
-    judgments: list[Judgment] = []
-    candidates: dict[str, Candidate] = {}
-    prompts: dict[str, Prompt] = {}
-    # Every so many prompts of all shards: an endpoint can go down half-way.
-    one_in = facts.judgments // MOST_MISSING + 1
-    for shard in run.shards:
-        kept = {p.prompt_id: p for p in _prompts(run, shard) if int(p.prompt_id, 16) % one_in == 0}
-        said = run.store.read_part(artifact, shard, Judgment)
-        judgments += [j for j in said if j.prompt_id in kept]
-        candidates |= {c.candidate_id: c for c in candidates_of(run, shard) if c.prompt_id in kept}
-        prompts |= kept
-    found = missing_judgments(judgments, candidates, prompts)
-    if len(found) == 1:
-        # The figures are of all judgments, and only whether the missing differ of the sample.
-        total = sum(facts.failures.values())
-        reasons = dict(sorted(facts.failures.items(), key=lambda reason: -reason[1]))
-        found = [replace(found[0], judgments=facts.judgments, missing=total, reasons=reasons)]
-    return [sentence for missing in found if (sentence := missing.sentence()) is not None]
-
-
 def make_answers(run: Run) -> None:
     """Take what people have said so far, where the recipe asks them."""
     artifact, first = run.plan.answers, run.shards[0]
-    if artifact is None or (owed := _owed(run, artifact)) is None:
+    if artifact is None or (owed := owed_shards(run, artifact)) is None:
         return
 
     def take(shard: Shard) -> None:
         # What names no prompt has to be dropped somewhere.
         given = run.plan.given
         here = [a for a in given if (a.prompt_id in shard if a.prompt_id else shard == first)]
-        _write(run, artifact, shard, Judgment, answers_on(groups(run, shard), here))
+        write(run, artifact, shard, Judgment, answers_on(groups(run, shard), here))
 
-    _work(run, artifact, f"judgments: {NAME}", list(run.plan.candidates), owed, take)
+    work(run, artifact, f"judgments: {NAME}", list(run.plan.candidates), owed, take)
 
 
 def make_routes(run: Run) -> None:
     """Decide which prompts are put to people, and which the judges are trusted with."""
     people, artifact = run.plan.recipe.people, run.plan.routes
-    if people is None or artifact is None or (owed := _owed(run, artifact)) is None:
+    if people is None or artifact is None or (owed := owed_shards(run, artifact)) is None:
         return
-    noise = learn_scale(lambda: _judged(run), Families(), has_people=False).noise
+    noise = learn_scale(lambda: judged(run), Families(), has_people=False).noise
 
     def standing(shard: Shard) -> Iterator[Standing]:
-        return standings_of(list(_judged(run, [shard])), noise, people)
+        return standings_of(list(judged(run, [shard])), noise, people)
 
     choice = choose((s for shard in run.shards for s in standing(shard)), people)
 
     def route(shard: Shard) -> None:
-        _write(run, artifact, shard, Route, routes(standing(shard), choice))
+        write(run, artifact, shard, Route, routes(standing(shard), choice))
 
     work_through(run.store, artifact, owed, run.wrap("routes", route))
     decisions = Counter(r.decision for r in run.store.read(artifact, Route))
     summary = routing_summary(choice, decisions, people)
-    _finish(run, artifact, "routes", run.plan.said, run.shards, summary)
+    finish(run, artifact, "routes", run.plan.said, run.shards, summary)
 
 
 def ask_people(run: Run) -> None:
@@ -298,7 +261,7 @@ def ask_people(run: Run) -> None:
         question
         for shard in run.shards
         for question in questions_of(
-            _judged(run, [shard]), run.store.read_part(artifact, shard, Route)
+            judged(run, [shard]), run.store.read_part(artifact, shard, Route)
         )
     )
     TableOfLabels(people.labels).ask(asked)
@@ -307,7 +270,7 @@ def ask_people(run: Run) -> None:
 
 def make_rankings(run: Run) -> None:
     """Fit each prompt's ranking to what all judges said, and to what people said of them."""
-    owed = _owed(run, run.plan.rankings)
+    owed = owed_shards(run, run.plan.rankings)
     if owed is None:
         return
     recipe = run.plan.recipe
@@ -315,24 +278,24 @@ def make_rankings(run: Run) -> None:
     has_people = recipe.people is not None or any(
         isinstance(j, ImportedJudgments) and j.people for j in recipe.judges
     )
-    scale = learn_scale(lambda: _judged(run), told, has_people)
+    scale = learn_scale(lambda: judged(run), told, has_people)
     calibration = scale.calibrated.calibration if scale.calibrated else None
 
     def fit(shard: Shard) -> None:
         said = [j for a in run.plan.said for j in run.store.read_part(a, shard, Judgment)]
         ranked = rank(groups(run, shard), said, scale.noise, calibration, told)
-        _write(run, run.plan.rankings, shard, Ranking, ranked)
+        write(run, run.plan.rankings, shard, Ranking, ranked)
 
     work_through(run.store, run.plan.rankings, owed, run.wrap("rankings", fit))
-    found = agreement(_judged(run), _models(recipe.judges), _models(recipe.candidates))
+    found = agreement(judged(run), _models(recipe.judges), _models(recipe.candidates))
     summary = {"agreement": asdict(found), **scale.summary()}
     inputs = [*run.plan.candidates, *run.plan.said]
-    _finish(run, run.plan.rankings, "rankings", inputs, run.shards, summary)
+    finish(run, run.plan.rankings, "rankings", inputs, run.shards, summary)
 
 
 def make_preferences(run: Run) -> None:
     """Pair the candidates by the recipe's policy."""
-    if (owed := _owed(run, run.plan.preferences)) is None:
+    if (owed := owed_shards(run, run.plan.preferences)) is None:
         return
     probability = _probability(run)
 
@@ -340,9 +303,9 @@ def make_preferences(run: Run) -> None:
         rankings = run.store.read_part(run.plan.rankings, shard, Ranking)
         candidates = {c.candidate_id: c for c in candidates_of(run, shard)}
         made = assemble(rankings, candidates, run.plan.recipe.pairs, probability)
-        _write(run, run.plan.preferences, shard, Preference, made)
+        write(run, run.plan.preferences, shard, Preference, made)
 
-    _work(run, run.plan.preferences, "preferences", [run.plan.rankings], owed, pair)
+    work(run, run.plan.preferences, "preferences", [run.plan.rankings], owed, pair)
 
 
 def _probability(run: Run) -> WinProbability:
@@ -414,102 +377,6 @@ SIDES = ("train", "test")
 AFTER = ("dataset", "alignment", "evaluation")
 
 
-def groups(run: Run, shard: Shard) -> list[Group]:
-    """A shard's prompts with the candidates that can be judged: those that say something."""
-    by_prompt: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in candidates_of(run, shard):
-        if candidate.status in ("complete", "truncated"):
-            by_prompt[candidate.prompt_id].append(candidate)
-    return [Group(p, tuple(by_prompt[p.prompt_id])) for p in _prompts(run, shard)]
-
-
-def candidates_of(run: Run, shard: Shard) -> Iterator[Candidate]:
-    """A shard's candidates from every source, each once: sources can overlap."""
-    seen: set[str] = set()
-    for artifact in run.plan.candidates:
-        for candidate in run.store.read_part(artifact, shard, Candidate):
-            if candidate.candidate_id not in seen:
-                seen.add(candidate.candidate_id)
-                yield candidate
-
-
-def _judged(
-    run: Run, parts: Sequence[Shard] | None = None
-) -> Iterator[tuple[Group, list[Judgment]]]:
-    """Every group, or those of some shards, with what all judges and people said about it."""
-    for shard in run.shards if parts is None else parts:
-        said: dict[str, list[Judgment]] = defaultdict(list)
-        for artifact in run.plan.said:
-            for judgment in run.store.read_part(artifact, shard, Judgment):
-                said[judgment.prompt_id].append(judgment)
-        for group in groups(run, shard):
-            yield group, said[group.prompt.prompt_id]
-
-
 def _models(configs: Iterable[JudgeConfig | CandidateConfig]) -> dict[str, str]:
     """The model of each that has one, by the name the recipe gives it."""
     return {c.name: c.model for c in configs if isinstance(c, EngineConfig | RewardModelJudge)}
-
-
-def _prompts(run: Run, shard: Shard) -> list[Prompt]:
-    return run.store.read_part(run.plan.prompts, shard, Prompt)
-
-
-def _by_prompt(rows: Iterable[RecordT | Dropped]) -> list[RecordT | Dropped]:
-    """Imported rows in the order of their prompts, so that parts join the same however cut."""
-    return sorted(rows, key=lambda row: row.prompt_id)
-
-
-def _write(
-    run: Run,
-    artifact: Artifact,
-    shard: Shard,
-    record: type[RecordT],
-    rows: Iterable[RecordT | Dropped],
-) -> None:
-    run.store.write_part(artifact, shard, record, rows)
-
-
-def _owed(run: Run, artifact: Artifact) -> list[Shard] | None:
-    """The shards still to be made; None where the artifact is finished."""
-    if run.store.manifest(artifact) is not None:
-        return None
-    return [shard for shard in run.shards if not run.store.has_part(artifact, shard)]
-
-
-def _work(
-    run: Run, artifact: Artifact, name: str, inputs: list[Artifact], owed: list[Shard], make: Make
-) -> None:
-    work_through(run.store, artifact, owed, run.wrap(name, make))
-    _finish(run, artifact, name, inputs, run.shards)
-
-
-def _finish(
-    run: Run,
-    artifact: Artifact,
-    name: str,
-    inputs: list[Artifact],
-    made: Sequence[Shard],
-    told: Mapping[str, Any] | None = None,
-) -> None:
-    reasons = Counter(d.reason for d in run.store.read(artifact, Dropped, kind="dropped"))
-    summary: dict[str, Any] = {"dropped": dict(sorted(reasons.items())), **(told or {})}
-    if artifact.stage == "judgments":
-        facts = judge_facts(run.store.read(artifact, Judgment))
-        summary["judge"] = asdict(facts)
-        if sum(facts.failures.values()) > ALARM * facts.judgments:
-            summary["alarms"] = _alarms(run, artifact, facts)
-            for alarm in summary["alarms"]:
-                run.progress.say(f"! {alarm}")
-    manifest = Manifest(
-        stage=artifact.stage,
-        fingerprint=artifact.fingerprint,
-        name=name,
-        rows=run.store.count(artifact),
-        dropped=sum(reasons.values()),
-        parts=tuple(f"part-{shard.suffix}.parquet" for shard in made),
-        inputs=tuple(str(i) for i in inputs),
-        summary=summary,
-    )
-    run.store.finish(artifact, manifest)
-    run.progress.finished(manifest)

@@ -18,7 +18,7 @@ from flows.build import _make_all
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
-from flows.stages import Run
+from flows.run import Run
 from preferences.store import Store
 from tests.generation.endpoint import Answer, Endpoint, refusal, reply
 

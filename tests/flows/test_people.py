@@ -22,7 +22,7 @@ from flows.build import _make_all
 from flows.progress import Progress
 from flows.recipe import load_recipe
 from flows.report import report_tables
-from flows.stages import Run
+from flows.run import Run
 from judging.people import question
 from preferences.errors import InputError
 from preferences.records import Candidate, Dropped, Judgment, Preference, Route

@@ -16,7 +16,7 @@ import yaml
 from flows.judges import calls
 from flows.plan import make_plan
 from flows.recipe import load_recipe
-from flows.stages import groups
+from flows.run import groups
 from preferences.errors import InputError
 from tests.flows.asking import carry_out
 from tests.generation.endpoint import Answer, Endpoint, reply

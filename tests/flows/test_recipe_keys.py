@@ -18,7 +18,7 @@ from flows.evaluation import evaluate
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import Recipe, load_recipe
-from flows.stages import Run
+from flows.run import Run
 from flows.train import train_model
 from generation.engine import EngineConfig, EngineRuntime
 from preferences.config import Config
