@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 label = typer.Typer(
-    help="Have people label: the Argilla server and what goes to it and comes back.",
+    help="Have people label in Argilla.",
     no_args_is_help=True,
 )
 app.add_typer(label, name="label")
