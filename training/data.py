@@ -6,6 +6,8 @@ TRL's conversational preference form, so that `datasets.load_dataset` reads it t
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -142,6 +144,82 @@ def labelled_rows(pairs: Pairs, labels: Labels, balance: Balance) -> Any:
     weights = _prompt_weights(prompt_ids) if balance == "prompts" else [1.0] * len(prompt_ids)
     rows = pairs.rows.remove_columns("probability").add_column("probability", probabilities)
     return rows.add_column("weight", weights)
+
+
+def with_margins(pairs: Pairs, dataset: Path, split: str, share: float) -> Pairs:
+    """The pairs with a column `margin`: so large a share of each pair's own, in logits.
+
+    Raises InputError where a share is wanted and a pair has no margin.
+    """
+    margins = [0.0] * pairs.counts.kept
+    if share:
+        dropped = {drop.record_id for drop in pairs.dropped}
+        found = _margins(sorted((dataset / "data").glob(f"{split}-*.parquet")))
+        margins = [share * margin for pair_id, margin in found if pair_id not in dropped]
+    return dataclasses.replace(pairs, rows=pairs.rows.add_column("margin", margins))
+
+
+def _margins(files: Sequence[Path]) -> Iterator[tuple[str, float]]:
+    """Every pair's id, as it stands in what is dropped, and its margin."""
+    import pyarrow.parquet as pq
+
+    for file in files:
+        if "margin" not in pq.read_schema(file).names:
+            raise InputError(f"{file}: no column margin; say margin: 0, or add it to the dataset")
+        for row in pq.read_table(file, columns=["chosen_id", "rejected_id", "margin"]).to_pylist():
+            pair_id, margin = f"{row['chosen_id']}>{row['rejected_id']}", row["margin"]
+            if margin is None or not math.isfinite(margin):
+                raise InputError(
+                    f"{file}: pair {pair_id}: its margin is {margin}; mend the dataset or say "
+                    "margin: 0"
+                )
+            yield pair_id, margin
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAnswer:
+    """One answer to a prompt as token ids."""
+
+    prompt: list[int]
+    answer: list[int]
+    """With the token that ends it."""
+    boundary_shifted: bool
+    without_end: bool
+
+
+def tokenize_answer(
+    prompt: list[dict[str, str]],
+    answer: list[dict[str, str]],
+    tokenizer: Any,
+    *,
+    ends: Collection[int],
+    max_length: int,
+) -> tuple[TokenAnswer | None, str, str]:
+    """A prompt and its answer, both as messages, by the chat template; or why there is no such
+    thing: a reason that can be counted, as in `SplitCounts`, and its detail."""
+    from jinja2 import TemplateError
+
+    try:
+        asked = _render(tokenizer, prompt, add_generation_prompt=True)
+        answered = _render(tokenizer, prompt + answer)
+    except TemplateError as error:
+        return None, "refused_by_template", str(error)
+    start = _common_prefix(asked, answered)
+    ids = _without_tail(answered[start:], tokenizer, ends)
+    if len(asked) >= max_length:
+        return None, "prompt_too_long", f"{len(asked)} tokens"
+    if start + len(ids) > max_length:
+        return None, "answer_too_long", f"{start + len(ids)} tokens with the prompt"
+    if not ids:
+        return None, "empty_answer", ""
+    unended = ids[-1] not in ends
+    return TokenAnswer(asked[:start], ids, start < len(asked), unended), "", ""
+
+
+def held_out_prompt(prompt_id: str, prompt: list[dict[str, str]], tokenizer: Any) -> HeldOutPrompt:
+    """A prompt, given as messages, to sample on."""
+    asked = tuple(_render(tokenizer, prompt, add_generation_prompt=True))
+    return HeldOutPrompt(prompt_id, messages_from(prompt), asked)
 
 
 def _prompt_weights(prompt_ids: Sequence[str]) -> list[float]:

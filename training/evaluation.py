@@ -11,15 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from preferences.errors import InputError
 from preferences.estimate import Z95, Estimate, clustered_mean
-from training import models
+from training import adapters, models
 from training.data import load_pairs
-
-if TYPE_CHECKING:
-    from training.dpo import DPOConfig
+from training.settings import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class RewardAccuracy:
 
 
 def implicit_reward_accuracy(
-    config: DPOConfig, output: Path, dataset: Path, split: str = "test", batch_size: int = 8
+    config: TrainingConfig, output: Path, dataset: Path, split: str = "test", batch_size: int = 8
 ) -> RewardAccuracy:
     """Score the weights a finished run left in `output` on a split of `dataset`."""
     tokenizer = models.load_tokenizer(config.model, config.revision)
@@ -107,14 +105,16 @@ def answer_log_probs(
                 ids[i, :end] = torch.tensor(prompt + answer, device=device)
                 present[i, :end] = 1
                 counted[i, len(prompt) : end] = True
-            logits = model(input_ids=ids, attention_mask=present).logits[:, :-1].float()
+            logits = model(input_ids=ids, attention_mask=present).logits
+            # Virtual tokens stand before the prompt's own.
+            logits = logits[:, -width:][:, :-1].float()
             tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
             sums += (tokens * counted[:, 1:]).sum(-1).tolist()
     return sums
 
 
 def _log_probs(
-    config: DPOConfig,
+    config: TrainingConfig,
     output: Path,
     rows: Sequence[tuple[list[int], list[int]]],
     pad: int,
@@ -129,14 +129,13 @@ def _log_probs(
         model = model.to("cuda")
     model.eval()
     reference = answer_log_probs(model, rows, pad, batch_size, bf16)
-    if config.weights == "full":
+    saved = output / models.saved_folder(config.weights)
+    if saved.name == "model":
         del model
-        trained = models.load_model(str(output / "model"), None, "full", config.dtype)
+        trained = models.load_model(str(saved), None, "full", config.dtype)
         trained = trained.to("cuda") if torch.cuda.is_available() else trained
     else:
-        import peft
-
-        trained = peft.PeftModel.from_pretrained(model, str(output / "adapter"))
+        trained = adapters.load_trained(model, saved)
     trained.eval()
     return answer_log_probs(trained, rows, pad, batch_size, bf16), reference
 

@@ -1,6 +1,7 @@
-"""What hangs into TRL's and transformers' training loop: the pre-tokenized trainer and callbacks.
+"""What hangs into the training loop of transformers and TRL, whatever the method: callbacks, and
+what TRL's trainers must not do.
 
-This module imports trl and transformers at its head, so it is imported inside functions only.
+This module imports transformers at its head, so it is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +26,18 @@ from rich.progress import (
 )
 from rich.text import Text
 from transformers import PrinterCallback, TrainerCallback
-from trl.trainer.dpo_trainer import DPOTrainer
 
 from preferences.errors import ServiceError
 from training import models
-from training.data import Pairs
 from training.probe import Scorer, WellFormed
 from training.prober import Prober
 from training.run import Checkpoint, RunFolder
 from training.sampling import sample
+from training.settings import TrainingConfig
+from training.stopper import Stopper
 
 if TYPE_CHECKING:
-    from training.dpo import DPOConfig
+    from training.loop import Method, Split
 
 ProgressFn = Callable[[int, int, Mapping[str, float]], None]
 """Told after every step: the step, how many there are, and the newest metrics."""
@@ -52,12 +54,20 @@ IN_WORDS = {
     "eval_loss": "held-out loss",
     "eval_rewards/accuracies": "held-out accuracy",
     "eval_rewards/margins": "held-out margin",
+    "nll_loss": "log loss",
+    "log_odds_ratio": "log odds ratio",
+    "score": "score",
+    "kl": "KL",
+    "without_end": "without end",
+    "eval_new_loss": "loss on new texts",
+    "eval_old_loss": "loss on old texts",
     "learning_rate": "rate",
 }
 
 
-class PairTrainer(DPOTrainer):
-    """DPOTrainer on pairs that are tokens already: TRL 1.16 tokenizes whatever it is given."""
+class Tokenized:
+    """Goes before a trainer of TRL's: its data is tokens already, and TRL 1.16 would tokenize
+    whatever it is given."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
@@ -75,7 +85,7 @@ class FiniteGradients(TrainerCallback):
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise ServiceError(
                 f"step {state.global_step + 1}: the loss or its gradient is not a finite number; "
-                "lower learning_rate or raise beta in another folder; the checkpoints here are good"
+                "lower learning_rate in another folder; the checkpoints here are good"
             )
 
 
@@ -86,6 +96,8 @@ class Recorder(TrainerCallback):
         self.run, self.progress = run, progress
         self.prober: Prober | None = None
         """Its probes are stored with every checkpoint."""
+        self.stopper: Stopper | None = None
+        """Its best weights are kept with every checkpoint."""
         self.metrics: dict[str, float] = {}
         """The last training metrics."""
         self.evaluation: dict[str, float] = {}
@@ -138,7 +150,8 @@ class Recorder(TrainerCallback):
         """The checkpoint is written: mark it, with the probes so far."""
         probes = self.prober.probes if self.prober else []
         best = self.prober.best() if self.prober else None
-        self.run.complete(state.global_step, tuple(probes), best.step if best else None)
+        kept = [best.step if best else None, self.stopper.best() if self.stopper else None]
+        self.run.complete(state.global_step, tuple(probes), {s for s in kept if s is not None})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the bar away."""
@@ -156,21 +169,35 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:.2g} steps/s" if task.speed else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What accompanies a run."""
+
+    recorder: Recorder
+    prober: Prober | None
+    stopper: Stopper | None
+
+
 def watch(
     trainer: Any,
-    config: DPOConfig,
+    config: TrainingConfig,
+    method: Method,
     run: RunFolder,
-    held_out: Pairs | None,
+    held_out: Split | None,
     scorer: Scorer | None,
     well_formed: WellFormed | None,
     progress: ProgressFn | None,
-) -> tuple[Recorder, Prober | None]:
-    """Hang what probes, records and guards the run into the trainer.
+) -> Watch:
+    """Hang what probes, stops, records and guards the run into the trainer.
 
-    In this order, so that a checkpoint holds the probe of its own step.
+    In this order, so that a checkpoint holds the probe of its own step, and no run is saved as
+    unfinished that has just been stopped.
     """
     tokenizer = trainer.processing_class
     recorder = Recorder(run, progress)
+    save = functools.partial(
+        models.save_model, trainer.model, tokenizer, config.weights, config.dtype
+    )
     if config.probe is not None and held_out is not None:
         prompts = held_out.prompts[: config.probe.prompts]
         draw = functools.partial(
@@ -185,28 +212,33 @@ def watch(
             batch_size=config.probe.batch_size,
             bf16=config.dtype == "bfloat16",
         )
-        save = functools.partial(
-            models.save_model, trainer.model, tokenizer, config.weights, config.dtype
-        )
         recorder.prober = Prober(
             config.probe, run, prompts, draw, save, scorer, well_formed, recorder.say
         )
         trainer.add_callback(recorder.prober)
+    if config.early_stopping is not None:
+        name = (config.early_stopping.metric == "accuracy" and method.accuracy) or "eval_loss"
+        recorder.stopper = Stopper(config.early_stopping, name, run, recorder.prober, save)
+        trainer.add_callback(recorder.stopper)
     trainer.add_callback(recorder)
     trainer.add_callback(FiniteGradients())
-    return recorder, recorder.prober
+    return Watch(recorder, recorder.prober, recorder.stopper)
 
 
 def run_trainer(
-    trainer: Any, config: DPOConfig, checkpoint: Checkpoint | None, recorder: Recorder
+    trainer: Any,
+    config: TrainingConfig,
+    unit: str,
+    checkpoint: Checkpoint | None,
+    recorder: Recorder,
 ) -> None:
     """Train to the end, from the checkpoint if there is one; ServiceError if memory runs out."""
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     except torch.OutOfMemoryError:
         raise ServiceError(
-            f"out of memory with {config.batch_size} pairs of up to {config.max_length} tokens; in "
-            "another folder, halve batch_size and double accumulation, which trains the same"
+            f"out of memory with {config.batch_size} {unit} of up to {config.max_length} tokens; "
+            "in another folder, halve batch_size and double accumulation, which trains the same"
         ) from None
     finally:
         recorder.bar.stop()

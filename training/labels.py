@@ -1,8 +1,10 @@
-"""What a pair's label is worth to the loss: certain or probable, counted by pair or by prompt.
+"""What a pair's label is worth to the loss: certain or probable, by which margin, counted by pair
+or by prompt.
 
-TRL 1.16 has hard labels only: its sigmoid loss ignores `label_smoothing`, which is one number for
-all pairs besides. Here TRL computes the log-probabilities and the metrics as always, and the loss
-of each pair is made from them. This module imports trl, so it is imported inside functions only.
+TRL 1.16 has certain labels that count alike: its sigmoid loss ignores `label_smoothing`, and no
+loss of its takes a number of each pair's own. Here TRL computes the log-probabilities and the
+metrics as always, and the loss of each pair is made from them. This module imports trl, so it is
+imported inside functions only.
 """
 
 from __future__ import annotations
@@ -11,36 +13,67 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, relu
+from trl.trainer.dpo_trainer import DPOTrainer
 
-from training.hooks import PairTrainer
+from training.hooks import Tokenized
+from training.reference import CachedReference
 
-LABELS = ("probability", "weight")
+LABELS = ("probability", "weight", "margin")
 """Columns of the pairs that the loss reads and the model does not."""
 
+NORMALISED = ("sigmoid_norm", "ipo")
+"""Losses of log-probabilities a token instead of an answer's sum."""
 
-def soft_label_loss(
-    logits: torch.Tensor, probability: torch.Tensor, weight: torch.Tensor
-) -> torch.Tensor:
-    """The mean of weight·[−p·log σ(z) − (1 − p)·log σ(−z)], in nats; all of shape (pairs,).
 
-    z is β·Δ and p is P(chosen beats rejected). A pair's loss is least at z = logit(p), so an unsure
-    label asks for a small difference and not for an ever larger one (Mitchell 2023, "A note on DPO
-    with noisy preferences", where 1 − p is one ε for all pairs). With p = 1 and weight 1 this is
-    DPO's loss.
+def label_losses(
+    loss: str, difference: torch.Tensor, beta: float, margin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of each pair if its label is true and if it is false, both of shape (pairs,).
+
+    `difference` is Δ, summed or a token as the loss wants it. With z = β·Δ − margin they are
+    −log σ(±z) (Rafailov et al. 2023, eq. 7; the margin is Amini et al.'s, 2024) and, for
+    `hinge`, max(0, 1 ∓ z) (Zhao et al. 2023); for `ipo`, (Δ ∓ 1/(2β))² (Azar et al. 2024, eq. 17).
     """
-    losses = -probability * logsigmoid(logits) - (1 - probability) * logsigmoid(-logits)
-    return (weight * losses).mean()
+    z = beta * difference - margin
+    match loss:
+        case "sigmoid" | "sigmoid_norm":
+            return -logsigmoid(z), -logsigmoid(-z)
+        case "hinge":
+            return relu(1 - z), relu(1 + z)
+        case "ipo":
+            return (difference - 1 / (2 * beta)) ** 2, (difference + 1 / (2 * beta)) ** 2
+    raise ValueError(f"no loss {loss!r} of single pairs")
+
+
+def labelled_loss(
+    true: torch.Tensor, false: torch.Tensor, probability: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """The mean of weight·[p·true + (1 − p)·false]; all of shape (pairs,).
+
+    p is P(chosen beats rejected). The sigmoid loss of a pair is then least at z = logit(p), so an
+    unsure label asks for a small difference and not for an ever larger one (Mitchell 2023, "A note
+    on DPO with noisy preferences", where 1 − p is one ε for all pairs), and IPO's at
+    Δ = (p − ½)/β. With p = 1 and weight 1 it is the loss itself.
+    """
+    return (weight * (probability * true + (1 - probability) * false)).mean()
+
+
+class PairTrainer(CachedReference, Tokenized, DPOTrainer):
+    """DPOTrainer on pairs that are tokens already."""
 
 
 class LabelledPairTrainer(PairTrainer):
-    """DPO on pairs that have a probability and a weight each."""
+    """DPO on pairs that have a probability, a weight and a margin each."""
 
     model: Any
     _signature_columns: Any
 
-    def __init__(self, *args: Any, **values: Any) -> None:
-        super().__init__(*args, **values)
+    def __init__(self, loss: str, *, args: Any, **values: Any) -> None:
+        # TRL's own loss counts nothing; with experts, what balances their load stays.
+        args.loss_type, args.loss_weights = ["sigmoid"], [0.0]
+        super().__init__(args=args, **values)
+        self.loss = loss
         self.data_collator = _with_labels(self.data_collator)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -65,11 +98,13 @@ class LabelledPairTrainer(PairTrainer):
             references = given["ref_chosen_logps"], given["ref_rejected_logps"]
         else:
             references = forwards[1].log_probs.sum(dim=1).chunk(2)
-        logits = self.beta * ((chosen - references[0]) - (rejected - references[1]))
-        soft = soft_label_loss(logits, inputs["probability"], inputs["weight"])
-        # Only the pairs' own part is exchanged: with experts, TRL's loss also balances their load.
-        change = soft + logsigmoid(logits).mean()
-        return (found[0] + change, found[1]) if return_outputs else found + change
+        gains = [chosen - references[0], rejected - references[1]]
+        if self.loss in NORMALISED:
+            lengths = given["completion_mask"].sum(dim=1).clamp(min=1).chunk(2)
+            gains = [gain / length for gain, length in zip(gains, lengths, strict=True)]
+        true, false = label_losses(self.loss, gains[0] - gains[1], self.beta, inputs["margin"])
+        ours = labelled_loss(true, false, inputs["probability"], inputs["weight"])
+        return (found[0] + ours, found[1]) if return_outputs else found + ours
 
 
 def _with_labels(collate: Callable[[list[Any]], dict[str, Any]]) -> Callable[[list[Any]], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -12,15 +13,50 @@ from typing import Any, Literal
 
 from preferences.errors import InputError, MissingExtra
 
-Weights = Literal["lora", "qlora", "full"]
+Weights = Literal[
+    "full",
+    "lora",
+    "dora",
+    "qlora",
+    "qdora",
+    "prefix_tuning",
+    "prompt_tuning",
+    "ia3",
+    "bottleneck",
+    "bitfit",
+    "ln_tuning",
+]
+"""What trains; `training.adapters` says how, docs/weights.md when to take which."""
 Dtype = Literal["float32", "bfloat16"]
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
+TRAINED = "trained.json"
+"""In a folder with an adapter: what it was trained on, which its own files do not tell."""
+
+
+def has_adapter(weights: Weights) -> bool:
+    """Whether what trains can be switched off, so that the model then is its own reference.
+
+    Where it cannot, the reference's log-probabilities are computed before training.
+    """
+    return weights not in ("full", "bitfit")
+
+
+def is_quantised(weights: Weights) -> bool:
+    """Whether the base model is held in 4 bits."""
+    return weights in ("qlora", "qdora")
+
+
+def saved_folder(weights: Weights) -> str:
+    """The folder inside a run's that the trained weights go to: a whole `model`, or an `adapter`,
+    which is what has to be put onto the base model."""
+    return "model" if weights == "full" else "adapter"
+
 
 def require_libraries(weights: Weights, report_to: str) -> None:
     """Raises MissingExtra if a library that this run needs is not installed."""
-    needed = (*LIBRARIES, "bitsandbytes") if weights == "qlora" else LIBRARIES
+    needed = (*LIBRARIES, "bitsandbytes") if is_quantised(weights) else LIBRARIES
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if report_to != "none" and importlib.util.find_spec(report_to) is None:
         raise MissingExtra(
@@ -32,15 +68,15 @@ def require_libraries(weights: Weights, report_to: str) -> None:
         )
 
 
-def load_tokenizer(model: str, revision: str | None) -> Any:
-    """The model's tokenizer, able to render a conversation and to pad."""
+def load_tokenizer(model: str, revision: str | None, chats: bool = True) -> Any:
+    """The model's tokenizer, able to pad and, with `chats`, to render a conversation."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: no tokenizer can be loaded ({_first_line(error)})") from None
-    if not tokenizer.chat_template:
+    if chats and not tokenizer.chat_template:
         raise InputError(
             f"{model}: its tokenizer has no chat template, so conversations cannot become tokens; "
             "start from a model fine-tuned on chats, or put chat_template.jinja beside the weights"
@@ -84,7 +120,7 @@ def load_model(model: str, revision: str | None, weights: Weights, dtype: Dtype)
     if torch.cuda.is_available() and dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
         raise InputError("dtype: this GPU has no bfloat16; say dtype: float32")
     options: dict[str, Any] = {"dtype": torch.float32 if weights == "full" else dtype}
-    if weights == "qlora":
+    if is_quantised(weights):
         from training.quantization import nf4
 
         device = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -93,12 +129,15 @@ def load_model(model: str, revision: str | None, weights: Weights, dtype: Dtype)
         loaded = AutoModelForCausalLM.from_pretrained(model, revision=revision, **options)
     except (OSError, ValueError) as error:
         raise InputError(f"{model}: cannot be loaded ({_first_line(error)})") from None
+    _keep_generation_config(loaded)
     return loaded
 
 
 def save_model(policy: Any, tokenizer: Any, weights: Weights, dtype: Dtype, folder: Path) -> None:
-    """Weights (an adapter's alone, if there is one) and tokenizer, whole or not at all."""
+    """What trained (with full weights the whole model) and tokenizer, whole or not at all."""
     import torch
+
+    from training.adapters import save_biases
 
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
@@ -109,7 +148,12 @@ def save_model(policy: Any, tokenizer: Any, weights: Weights, dtype: Dtype, fold
         state = {name: tensor.to(kind) for name, tensor in policy.state_dict().items()}
         policy.save_pretrained(part, state_dict=state)
     else:
-        policy.save_pretrained(part, save_embedding_layers=False)
+        if weights == "bitfit":
+            save_biases(policy, part)
+        else:
+            policy.save_pretrained(part, save_embedding_layers=False)
+        trained = {"weights": weights, "dtype": dtype}
+        (part / TRAINED).write_text(json.dumps(trained) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
@@ -139,6 +183,10 @@ def quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             # peft looks for the base model's config on the Hub each time it saves, and says so.
             warnings.filterwarnings("ignore", message="Could not find a config file in")
+            # It says so of every normalisation layer, all of which it copies well.
+            warnings.filterwarnings("ignore", message="Unsupported layer type")
+            # Virtual tokens: `training.adapters` numbers the positions that peft drops.
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
             yield
     finally:
         log.set_verbosity(verbosity)
@@ -147,6 +195,22 @@ def quiet_libraries() -> Iterator[None]:
         if not dataset_bars:
             datasets.enable_progress_bars()
         constants.HF_HUB_DISABLE_TELEMETRY = telemetry
+
+
+def _keep_generation_config(model: Any) -> None:
+    """Let the model be saved with the generation config it was published with.
+
+    transformers loads one that sets a temperature and no sampling, as many models do, and refuses
+    to save it: at the first checkpoint, or when hours of training are done.
+    """
+    from transformers import GenerationConfig
+
+    class AsPublished(GenerationConfig):
+        def validate(self, *_: Any, **__: Any) -> None:
+            """Every value was somebody's choice."""
+
+    if model.generation_config is not None:
+        model.generation_config.__class__ = AsPublished
 
 
 def _first_line(error: Exception) -> str:

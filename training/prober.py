@@ -50,7 +50,7 @@ class Prober(TrainerCallback):
         self.say = say
 
     def start(self, probes: Sequence[Probe]) -> None:
-        """Sample the reference, which the policy still is; `probes` are those of a resumed run.
+        """Sample the model, which has to be the reference now; `probes` are a resumed run's.
 
         Raises InputError if the reference itself breaks a threshold: then none could be kept.
         """

@@ -42,6 +42,35 @@ def require_nf4(model: Any, layers: list[str]) -> None:
         )
 
 
+def dequantised(model: Any) -> Any:
+    """The model with every 4-bit layer as the ordinary one it computes as, on the CPU.
+
+    The weights are the rounded ones, not the original's: an adapter trained on the former fits only
+    them. Their number format is the one they are computed in.
+    """
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, Linear4bit):
+            continue
+        held: Any = layer.weight
+        weight = dequantize_4bit(held.data, held.quant_state).cpu()
+        plain = torch.nn.Linear(
+            layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta"
+        )
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        if layer.bias is not None:
+            plain.bias = torch.nn.Parameter(layer.bias.data.cpu(), requires_grad=False)
+        model.set_submodule(name, plain)
+    if getattr(model, "hf_quantizer", None) is not None:
+        # Else the configuration still says 4 bits, and whoever loads the model believes it.
+        model.hf_quantizer.remove_quantization_config(model)
+    model.is_loaded_in_4bit = False
+    return model.to("cpu")
+
+
 def _format(layer: Any) -> str:
     weight: Any = layer.weight
     from bitsandbytes.nn.modules import Linear4bit

@@ -5,8 +5,9 @@ metrics.jsonl    one line per log or probe
 samples.jsonl    what the policy answered in every probe
 dropped.jsonl    pairs that were not trained on, with the reason
 checkpoint-40/   weights, optimizer and random state; complete when `complete.json` is in it
-best/step-40/    the best probe's weights so far, as they would be published
+best/step-40/    the best probe's or evaluation's weights so far, as they would be published
 adapter/ model/  the trained weights
+curve.svg        losses and probes by step
 result.json      written last: its existence means the run is finished
 """
 
@@ -16,7 +17,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -74,6 +75,8 @@ class TrainingResult:
     """The step the saved weights are from; 0 is the reference itself."""
     steps: int
     planned_steps: int
+    update: int
+    """Examples, as pairs or answers, that one step was made of."""
     stopped_early: bool
     reason: str | None
     """Why the run stopped early or did not save its last step, in one sentence."""
@@ -103,10 +106,12 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.identity: str | None = None
+        """The run's fingerprint, once it is claimed."""
 
     @property
     def best(self) -> Path:
-        """The folder of the best probes' weights."""
+        """The folder of the weights that were best so far."""
         return self.path / "best"
 
     @contextlib.contextmanager
@@ -135,6 +140,7 @@ class RunFolder:
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 self._same_run(config, model, data, identity)
+                self.identity = identity
                 yield identity
         except Timeout:
             raise InputError(
@@ -178,14 +184,18 @@ class RunFolder:
         for folder in [*self.path.glob("checkpoint-*"), self.best]:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def complete(self, step: int, probes: tuple[Probe, ...], best_step: int | None) -> None:
-        """Mark the checkpoint of `step` complete; then older ones and surpassed weights may go."""
+    def complete(self, step: int, probes: tuple[Probe, ...], best: Collection[int]) -> None:
+        """Mark the checkpoint of `step` complete; then older ones and surpassed weights may go.
+
+        `best` are the steps whose weights a run that goes on from here may publish.
+        """
         folder = self.path / f"checkpoint-{step}"
         files = {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.is_file()}
         value = {
+            "run": self.identity,
             "step": step,
             "files": files,
-            "best_step": best_step,
+            "best": sorted(best),
             "probes": [dataclasses.asdict(probe) for probe in probes],
         }
         write_json(folder / "complete.json", value)
@@ -194,21 +204,28 @@ class RunFolder:
             shutil.rmtree(old, ignore_errors=True)
         # Weights stay that any kept checkpoint calls its best: the run may resume from either.
         marks = [_read_mark(folder) or {} for folder in folders[:CHECKPOINTS_KEPT]]
-        needed = {f"step-{mark.get('best_step')}" for mark in marks}
+        needed = {f"step-{step}" for mark in marks for step in mark.get("best", ())}
         for weights in self.best.glob("step-*"):
             if weights.name not in needed:
                 shutil.rmtree(weights, ignore_errors=True)
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest checkpoint all of whose files are there in full, or None."""
+        """The newest checkpoint all of whose files are there in full, or None.
+
+        Raises InputError if one was put here that another run wrote.
+        """
         for folder in self._checkpoint_folders():
             mark = _read_mark(folder)
             if mark is None:
                 continue
+            if self.identity is not None and mark["run"] != self.identity:
+                raise InputError(
+                    f"{folder}: a checkpoint of another run, with other settings, model or data; "
+                    "delete it, and this run goes on from its own"
+                )
             sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
             whole = all(sizes.get(name) == size for name, size in mark["files"].items())
-            best = mark["best_step"]
-            if whole and (best is None or (self.best / f"step-{best}").is_dir()):
+            if whole and all((self.best / f"step-{step}").is_dir() for step in mark["best"]):
                 probes = TypeAdapter(tuple[Probe, ...]).validate_python(mark["probes"])
                 return Checkpoint(mark["step"], folder, probes)
         return None
@@ -231,6 +248,16 @@ class RunFolder:
         """Add one line to `metrics.jsonl` or `samples.jsonl`."""
         with (self.path / journal).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`, in their order."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def write_curve(self, picture: str) -> None:
+        """Write the learning curve, an SVG."""
+        write_text(self.path / "curve.svg", picture)
 
     def cut_back(self, step: int) -> None:
         """Forget what was logged and saved after `step`: the resumed run does it again."""

@@ -20,6 +20,15 @@ from training.dpo import DPOConfig
 from training.probe import ProbeConfig
 from training.run import TrainingResult, TrainingRuntime
 
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has a cache of its own: one that plants a fault does not leave it to the next."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
 COLOURS = ("red", "blue", "green", "white", "black")
 THINGS = tuple(f"thing{i}" for i in range(48))
 

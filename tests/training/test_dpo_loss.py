@@ -11,19 +11,16 @@ import pytest
 
 from preferences.errors import InputError
 from tests.training.conftest import equal, saved_weights, silent, write_split
-from training.dpo import DPOConfig, build_trainer, train
-from training.models import end_tokens, load_tokenizer
+from training.dpo import DPOConfig, build_trainer, load_data
+from training.loop import train
+from training.models import load_tokenizer
 from training.run import TrainingRuntime
 
 MakeConfig = Callable[..., DPOConfig]
 
 
 def trainer_for(config: DPOConfig, dataset: Path, output: Path) -> Any:
-    from training.data import load_pairs
-
-    tokenizer = load_tokenizer(config.model, None)
-    ends = end_tokens(config.model, None, tokenizer)
-    pairs = load_pairs(dataset, "train", tokenizer, ends=ends, max_length=config.max_length)
+    pairs, _ = load_data(config, dataset, load_tokenizer(config.model, None))
     assert pairs is not None
     return build_trainer(config, TrainingRuntime(), output, pairs, None)
 
@@ -109,11 +106,12 @@ def test_the_loss_of_each_pair_is_equation_7_of_the_paper(
 def test_a_soft_label_weighs_both_outcomes_by_its_probability() -> None:
     import torch
 
-    from training.labels import soft_label_loss
+    from training.labels import label_losses, labelled_loss
 
     z = torch.tensor([0.0, 2.0, -1.0], requires_grad=True)
     probability, weight = torch.tensor([0.5, 0.9, 0.6]), torch.tensor([1.0, 2.0, 0.5])
-    loss = soft_label_loss(z, probability, weight)
+    losses = label_losses("sigmoid", z, beta=1.0, margin=torch.zeros(3))
+    loss = labelled_loss(*losses, probability, weight)
     # -log σ(0) = .693147, -log σ(2) = .126928 and -log σ(-2) = 2.126928,
     # -log σ(-1) = 1.313262 and -log σ(1) = .313262:
     # .693147; 2·(.9·.126928 + .1·2.126928) = .653856; .5·(.6·1.313262 + .4·.313262) = .456631.

@@ -24,7 +24,8 @@ from tests.training.conftest import (
     silent,
     write_split,
 )
-from training.dpo import DPOConfig, train
+from training.dpo import DPOConfig
+from training.loop import train
 from training.run import RunFolder, TrainingResult, TrainingRuntime
 
 MakeConfig = Callable[..., DPOConfig]
@@ -72,7 +73,8 @@ def test_a_killed_run_resumes_from_the_last_good_checkpoint_to_the_same_weights(
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "import torch\n"
-        "from training.dpo import DPOConfig, train\n"
+        "from training.dpo import DPOConfig\n"
+        "from training.loop import train\n"
         "from training.run import TrainingRuntime\n"
         "torch.set_num_threads(1)\n"
         "def die(step, steps, metrics):\n"
@@ -225,3 +227,112 @@ def test_what_the_run_is_can_be_read_from_its_folder(
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [4, 8, 12, 16]
     assert {"rewards/chosen", "rewards/margins", "logps/chosen"} <= lines[-2].keys()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw_8bit", "lora": {"rank": 64, "dropout": 0.2}},
+        {"optimizer": "adafactor", "labels": "soft", "schedule": "cosine"},
+        {"weights": "full", "loss": "ipo", "weight_decay": 0.1},
+    ],
+    ids=["8 bits", "adafactor", "full weights"],
+)
+def test_whatever_the_settings_an_interrupted_run_ends_with_the_same_weights(
+    changes: dict[str, Any], model: str, red_pairs: Path, tmp_path: Path
+) -> None:
+    config = DPOConfig(**{**RESUMABLE, "model": model, "probe": None, **changes})
+
+    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        if step == 10:
+            raise Stop
+
+    whole = train(config, red_pairs, tmp_path / "whole", EVERY_FOUR, progress=silent)
+    with pytest.raises(Stop):
+        train(config, red_pairs, tmp_path / "run", EVERY_FOUR, progress=stop)
+    result = train(config, red_pairs, tmp_path / "run", EVERY_FOUR, progress=silent)
+    assert_same_run(tmp_path / "run", tmp_path / "whole", result, whole)
+
+
+def test_an_interrupted_run_that_stops_early_stops_at_the_same_step_with_the_same_weights(
+    model: str, tmp_path: Path
+) -> None:
+    pairs = pairs_preferring("red red", 48, THINGS[:24])
+    write_split(tmp_path / "d", "train", pairs)
+    write_split(tmp_path / "d", "test", [(p, worse, red) for p, red, worse in pairs[:24]])
+    changes = {"eval_steps": 2, "max_steps": 40, "early_stopping": {"patience": 3}, "probe": None}
+    config = DPOConfig(**{**RESUMABLE, "model": model, **changes})
+
+    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        if step == 7:
+            raise Stop
+
+    whole = train(config, tmp_path / "d", tmp_path / "whole", EVERY_FOUR, progress=silent)
+    # Held-out pairs ask for the opposite: step 2 is the best, and 4, 6 and 8 are no better.
+    assert (whole.steps, whole.saved_step, whole.stopped_early) == (8, 2, True)
+    with pytest.raises(Stop):
+        train(config, tmp_path / "d", tmp_path / "run", EVERY_FOUR, progress=stop)
+    result = train(config, tmp_path / "d", tmp_path / "run", EVERY_FOUR, progress=silent)
+    assert_same_run(tmp_path / "run", tmp_path / "whole", result, whole)
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(
+    model: str, red_pairs: Path, tmp_path: Path
+) -> None:
+    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+        if step == 6:
+            raise Stop
+
+    for name, beta in (("ours", 0.1), ("theirs", 0.2)):
+        config = DPOConfig(**{**RESUMABLE, "model": model, "beta": beta, "probe": None})
+        with pytest.raises(Stop):
+            train(config, red_pairs, tmp_path / name, EVERY_FOUR, progress=stop)
+    shutil.copytree(tmp_path / "ours" / "checkpoint-4", tmp_path / "theirs" / "checkpoint-5")
+    with pytest.raises(InputError, match=r"checkpoint-5: a checkpoint of another run.*delete it"):
+        train(config, red_pairs, tmp_path / "theirs", EVERY_FOUR, progress=silent)
+    shutil.rmtree(tmp_path / "theirs" / "checkpoint-5")
+    assert train(config, red_pairs, tmp_path / "theirs", EVERY_FOUR, progress=silent).steps == 16
+
+
+def test_a_second_run_on_the_same_base_and_pairs_does_not_ask_the_reference_again(
+    model: str, red_pairs: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    asked: list[str] = []
+    real = DPOTrainer._precompute_ref_logps
+
+    def ask(self: Any, dataset: Any, name: str, batch_size: int) -> Any:
+        asked.append(name)
+        return real(self, dataset, name, batch_size)
+
+    monkeypatch.setattr(DPOTrainer, "_precompute_ref_logps", ask)
+    settings = {**RESUMABLE, "model": model, "weights": "full", "max_steps": 2, "probe": None}
+    config = DPOConfig(**settings)
+
+    def run(name: str, config: DPOConfig = config) -> dict[str, Any]:
+        result = train(config, red_pairs, tmp_path / name, EVERY_FOUR, progress=silent)
+        return saved_weights(tmp_path / name, result)
+
+    first = run("first")
+    assert asked == ["train", "eval"]
+    again = run("again")
+    run("dearer", config.model_copy(update={"beta": 0.5}))
+    assert asked == ["train", "eval"]
+    assert equal(first, again)
+    # Torn by a crash, or from a dataset with other rows: asked again, to the same end.
+    files = sorted((own_cache / "pairwright" / "reference").iterdir())
+    assert len(files) == 2
+    os.truncate(files[0], files[0].stat().st_size // 2)
+    files[1].write_text('{"columns": {"ref_chosen_logps": [1.0], "ref_rejected_logps": [1.0]}}')
+    assert equal(first, run("torn"))
+    assert asked == ["train", "eval", "train", "eval"]
+    # Another base is another reference.
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    weights["model.norm.weight"] += 0.1
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    run("other", config.model_copy(update={"model": str(tmp_path / "base")}))
+    assert asked == ["train", "eval"] * 3

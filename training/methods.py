@@ -1,0 +1,53 @@
+"""The training methods there are: the one place that knows them all."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from training import dpo, kto, orpo, ppo, pretraining, reward, sft
+from training.dpo import DPOConfig
+from training.kto import KTOConfig
+from training.loop import Method
+from training.orpo import ORPOConfig
+from training.ppo import PPOConfig
+from training.pretraining import PretrainingConfig
+from training.reward import RewardConfig
+from training.settings import TrainingConfig
+from training.sft import SFTConfig
+
+METHODS = {
+    "dpo": dpo.METHOD,
+    "kto": kto.METHOD,
+    "orpo": orpo.METHOD,
+    "ppo": ppo.METHOD,
+    "pretraining": pretraining.METHOD,
+    "reward": reward.METHOD,
+    "sft": sft.METHOD,
+}
+"""What each does, by its name."""
+
+
+def _method_named(value: Any) -> str:
+    """The method a configuration is of, read from a recipe or made; DPO where none is named."""
+    found = value.get("method", "dpo") if isinstance(value, dict) else getattr(value, "method", "")
+    return str(found)
+
+
+Alignment = Annotated[
+    Annotated[DPOConfig, Tag("dpo")]
+    | Annotated[KTOConfig, Tag("kto")]
+    | Annotated[ORPOConfig, Tag("orpo")]
+    | Annotated[PPOConfig, Tag("ppo")]
+    | Annotated[PretrainingConfig, Tag("pretraining")]
+    | Annotated[RewardConfig, Tag("reward")]
+    | Annotated[SFTConfig, Tag("sft")],
+    Discriminator(_method_named),
+]
+"""The configuration of any of them, told apart by `method`."""
+
+
+def method_of(config: TrainingConfig) -> Method:
+    """How a configuration is trained."""
+    return METHODS[config.method]
