@@ -1,5 +1,6 @@
 # make demo    environment + the miniature, end to end        make check   ruff, strict mypy
-# make test    environment + the tests                        make lock    resolve the locks anew (needs uv)
+# make test    environment + the tests                        make browser Chromium for them, with apt-get
+#                                                             make lock    resolve the locks anew (needs uv)
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ READY  := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY = 1
 export DO_NOT_TRACK = 1
 
-.PHONY: setup demo test test-all check format lock bench clean
+.PHONY: setup demo test test-all browser check format lock clean
 
 setup: $(READY)
 
@@ -28,11 +29,16 @@ $(READY): requirements/cpu.lock pyproject.toml
 demo: setup
 	$(BIN)/pairwright run recipes/miniature/recipe.yaml --report
 
+# A file's tests stay together, for they share servers and models.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: setup
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+
+# Without it, the tests that drive the labelling pages are skipped.
+browser:
+	command -v chromium > /dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,8 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.comparison import evaluation_table
 from flows.evaluation import evaluate
-from flows.plan import alignment_artifact, evaluation_artifact, make_plan
+from flows.labels import plan_with_answers
+from flows.plan import alignment_artifact, evaluation_artifact
 from flows.progress import current
 from flows.recipe import load_recipe
 from flows.train import train_model
@@ -34,7 +35,7 @@ def align(
     if loaded.alignment is None:
         raise InputError(f"{recipe}: no `alignment`; add it to train a model")
     place = Store(store or loaded.runtime.store)
-    plan = make_plan(loaded)
+    plan = plan_with_answers(loaded, place)
     source = Artifact("dataset", dataset.rstrip("/").split("/")[-1]) if dataset else plan.dataset
     if place.manifest(source) is None:
         raise InputError(f"{source}: no such finished dataset in {place.url}; build it first")

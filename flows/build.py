@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows import stages
 from flows.events import dataset_finished
-from flows.plan import make_plan
+from flows.labels import plan_with_answers, take_up
 from flows.progress import current
 from flows.recipe import Recipe, load_recipe
 from flows.run import Make, Run
@@ -23,17 +23,19 @@ def build(
     recipe: str,
     settings: dict[str, str] | None = None,
     store: str | None = None,
-) -> str:
-    """Make the dataset of a recipe file; returns the dataset's address.
+) -> str | None:
+    """Make the dataset of a recipe file; returns its address, or None while it waits for people.
 
     What is done is not done again; a finished dataset emits `preference-dataset.finished`.
     """
     loaded = load_recipe(recipe, settings, dataset_only=True)
+    take_up(loaded, Store(store or loaded.runtime.store), current().say)
     run = start(loaded, store)
     text = Path(recipe).read_text(encoding="utf-8")
     new = run.store.manifest(run.plan.dataset) is None
     if new:
-        _make_all(run, text)
+        if not _make_all(run, text):
+            return None
     elif loaded.people is not None:
         stages.make_prompts(run)  # Says how the shards are cut.
         stages.ask_people(run)
@@ -48,7 +50,8 @@ def build(
 
 def start(recipe: Recipe, store: str | None) -> Run:
     """A run whose stages are Prefect tasks, one for each shard."""
-    return Run(make_plan(recipe), Store(store or recipe.runtime.store), current(), as_task)
+    place = Store(store or recipe.runtime.store)
+    return Run(plan_with_answers(recipe, place), place, current(), as_task)
 
 
 def as_task(name: str, make: Make) -> Make:
@@ -61,7 +64,8 @@ def as_task(name: str, make: Make) -> Make:
     return lambda shard: make_shard(shard, shard.suffix)
 
 
-def _make_all(run: Run, recipe_text: str) -> None:
+def _make_all(run: Run, recipe_text: str) -> bool:
+    """Whether the dataset is made; if not, it waits for people."""
     stages.make_prompts(run)
     for number in range(len(run.plan.candidates)):
         stages.make_candidates(run, number)
@@ -75,10 +79,12 @@ def _make_all(run: Run, recipe_text: str) -> None:
         raise failures[0]
     stages.make_answers(run)
     stages.make_routes(run)
-    stages.ask_people(run)
+    if not stages.ask_people(run):
+        return False
     stages.make_rankings(run)
     stages.make_preferences(run)
     stages.make_dataset(run, recipe_text)
+    return True
 
 
 def _show(run: Run, dataset: Manifest) -> None:

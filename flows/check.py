@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from flows.labels import gold_questions
 from flows.recipe import Recipe
 from generation.candidates import ImportedCandidates, imported_prompts, parse_import
 from generation.prompts import load_prompts
@@ -41,6 +42,8 @@ def check_inputs(recipe: Recipe) -> None:
                         f"judges.{judge.name}.order: nobody named {name!r} answers; "
                         f"{suggestion(name, sorted(authors))}"
                     )
+    if recipe.people is not None:
+        gold_questions(recipe.people)
     if recipe.evaluation is not None:
         for check in recipe.evaluation.checks.values():
             load_check(check)

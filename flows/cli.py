@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from flows.arguments import (
+    ArgillaUrl,
+    AsJson,
+    DatasetPath,
+    JsonOutput,
+    RecipePath,
+    Settings,
+    StoreUrl,
+    settings_of,
+    show,
+    use_argilla,
+)
+from flows.label_commands import label
 from preferences.errors import InputError, PairwrightError
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions
-    from rich.segment import Segment
 
 app = typer.Typer(
     name="pairwright",
@@ -26,33 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-label = typer.Typer(
-    help="Have people label in Argilla.",
-    no_args_is_help=True,
-)
 app.add_typer(label, name="label")
-
-RecipePath = Annotated[Path, typer.Argument(help="The recipe, a YAML file.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Fill a ${name} of the recipe: --set name=value.", metavar="N=V"),
-]
-StoreUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--store",
-        envvar="PAIRWRIGHT_STORE",
-        help="Folder or bucket URL for all results; by default the recipe's, or ./store.",
-    ),
-]
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print JSON, and write progress to stderr as JSON lines."),
-]
-DatasetPath = Annotated[
-    str, typer.Argument(help="A folder with data/*.parquet, or a table with a row a pair.")
-]
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()
@@ -90,12 +72,10 @@ def check(recipe: RecipePath, settings: Settings = None) -> None:
     Example: pairwright check recipes/miniature/recipe.yaml
     """
     from flows.check import check_inputs
-    from flows.plan import make_plan
-    from flows.recipe import load_recipe
+    from flows.running import planned
 
-    loaded = load_recipe(recipe, _settings(settings))
-    make_plan(loaded)
-    check_inputs(loaded)
+    plan, _ = planned(recipe, settings_of(settings), None)
+    check_inputs(plan.recipe)
     print(f"{recipe}: good")
 
 
@@ -145,8 +125,31 @@ def align(
     """
     from flows.running import align_now
 
-    model = align_now(recipe, dataset, _settings(settings), store, as_json)
+    model = align_now(recipe, dataset, settings_of(settings), store, as_json)
     print(json.dumps({"model": model}) if as_json else model)
+
+
+@app.command()
+def estimate(
+    recipe: RecipePath,
+    settings: Settings = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="What it is to run on: H100, A100, L4, 4090, 24GB, cpu.")
+    ] = None,
+    price_per_hour: Annotated[float | None, typer.Option(help="Of that, in any currency.")] = None,
+    as_json: JsonOutput = False,
+) -> None:
+    """Tell memory, time and cost of every stage from the recipe alone; no weights are loaded.
+
+    Example: pairwright estimate recipe.yaml --gpu 24GB --price-per-hour 0.8
+    """
+    from flows.estimating import estimate_document, estimate_tables
+
+    values = settings_of(settings)
+    if as_json:
+        print(json.dumps(estimate_document(recipe, values, gpu, price_per_hour)))
+    else:
+        show(*estimate_tables(recipe, values, gpu, price_per_hour))
 
 
 @app.command()
@@ -163,11 +166,11 @@ def status(
     if as_json:
         from flows.running import status_document
 
-        print(json.dumps(status_document(recipe, _settings(settings), store)))
+        print(json.dumps(status_document(recipe, settings_of(settings), store)))
         return
     from flows.report import status_table
 
-    _show(status_table(recipe, _settings(settings), store))
+    show(status_table(recipe, settings_of(settings), store))
 
 
 @app.command()
@@ -184,11 +187,11 @@ def report(
     if as_json:
         from flows.running import report_document
 
-        print(json.dumps(report_document(recipe, _settings(settings), store)))
+        print(json.dumps(report_document(recipe, settings_of(settings), store)))
         return
     from flows.report import report_tables
 
-    _show(*report_tables(recipe, _settings(settings), store))
+    show(*report_tables(recipe, settings_of(settings), store))
 
 
 @app.command()
@@ -204,7 +207,7 @@ def trace(
     """
     from flows.trace import trace_record
 
-    _show(*trace_record(record_id, recipe, _settings(settings), store))
+    show(*trace_record(record_id, recipe, settings_of(settings), store))
 
 
 @app.command()
@@ -226,7 +229,7 @@ def lint(
     if as_json:
         print(lint_json(dataset, findings))
     else:
-        _show(lint_table(dataset, findings))
+        show(lint_table(dataset, findings))
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -244,7 +247,7 @@ def diff(before: DatasetPath, after: DatasetPath, as_json: JsonOutput = False) -
     if as_json:
         print(diff_json(before, after, difference))
     else:
-        _show(diff_table(before, after, difference))
+        show(diff_table(before, after, difference))
 
 
 @app.command()
@@ -269,7 +272,31 @@ def export(
     from flows.exporting import export_dataset
 
     for line in export_dataset(
-        recipe, output, form, _settings(settings), store, push_to_hub, private
+        recipe, output, form, settings_of(settings), store, push_to_hub, private
+    ):
+        print(line)
+
+
+@app.command("merge")
+def merge_command(
+    recipe: RecipePath,
+    output: Annotated[Path, typer.Argument(help="A new folder.")],
+    dtype: Annotated[str, typer.Option(help="Its numbers: bfloat16 or float32.")] = "bfloat16",
+    settings: Settings = None,
+    store: StoreUrl = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Also upload it to this model of the Hub: org/name.")
+    ] = None,
+    private: Annotated[bool, typer.Option(help="Make a new model private.")] = True,
+) -> None:
+    """Write the trained model as one folder that vLLM and transformers load, with its card.
+
+    Example: pairwright merge recipes/miniature/recipe.yaml model
+    """
+    from flows.merging import merge_model
+
+    for line in merge_model(
+        recipe, output, settings_of(settings), store, dtype, push_to_hub, private
     ):
         print(line)
 
@@ -289,7 +316,7 @@ def deploy(
     """
     from flows.deploy import record_deployment
 
-    print(record_deployment(recipe, cron, _settings(settings), store))
+    print(record_deployment(recipe, cron, settings_of(settings), store))
 
 
 @app.command()
@@ -297,31 +324,17 @@ def up(
     store: StoreUrl = None,
     port: Annotated[int, typer.Option(help="Of the Prefect server and its pages.")] = 4200,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    argilla_port: Annotated[int, typer.Option(help="Of Argilla, where recipes use it.")] = 6900,
+    argilla_url: ArgillaUrl = None,
 ) -> None:
-    """Start the Prefect server and serve all deployed recipes. Ctrl-C stops everything.
+    """Start Prefect and, where recipes use it, Argilla; serve all deployed recipes until Ctrl-C.
 
     Example: pairwright up --port 4200
     """
     from flows.deploy import serve_all
 
-    serve_all(store or "store", host, port)
-
-
-@label.command("serve")
-def label_serve(
-    home: Annotated[
-        Path, typer.Option(help="Folder of the server: its database, index, secret and log.")
-    ] = Path("store/argilla"),
-    port: Annotated[int, typer.Option(help="Of the server and its pages.")] = 6900,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-) -> None:
-    """Start Argilla, where people label. Ctrl-C stops it; the next start goes on with everything.
-
-    Example: pairwright label serve --port 6900
-    """
-    from judging.argilla.server import serve
-
-    serve(home, host, port)
+    use_argilla(argilla_url)
+    serve_all(store or "store", host, port, argilla_port)
 
 
 def main() -> None:
@@ -347,41 +360,9 @@ def _carry_out(
     from flows.report import report_tables
     from flows.running import report_document, run_now
 
-    values = _settings(settings)
+    values = settings_of(settings)
     timings = run_now(recipe, values, store, as_json, dataset_only)
     if report and as_json:
         print(json.dumps(report_document(recipe, values, store, dataset_only)))
     elif report:
-        _show(*report_tables(recipe, values, store, dataset_only, timings))
-
-
-def _settings(pairs: list[str] | None) -> dict[str, str]:
-    found = {}
-    for pair in pairs or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"--set {pair}: no value; write --set {pair}=VALUE")
-        found[name] = value
-    return found
-
-
-def _show(*parts: object) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=False, markup=False, emoji=False)
-    for part in parts:
-        console.print(_Literal(part), markup=False, emoji=False)
-
-
-class _Literal:
-    """A part as text that moves no cursor: what a model wrote can hold control characters."""
-
-    def __init__(self, part: object) -> None:
-        self._part = part
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        from rich.segment import Segment
-
-        for text, style, control in console.render(self._part, options):  # type: ignore[arg-type]
-            shown = "".join(c if c.isprintable() or c == "\n" else "·" for c in text)
-            yield Segment(text if control else shown, style, control)
+        show(*report_tables(recipe, values, store, dataset_only, timings))

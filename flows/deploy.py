@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,8 +25,11 @@ from typing import Any
 import httpx
 
 from flows import prefect_settings
-from flows.plan import make_plan
+from flows.labels import ARGILLA, ARGILLA_URL, argilla_home, plan_with_answers
 from flows.recipe import load_recipe
+from flows.webhook import told_of_answers
+from judging.argilla.api import connect
+from judging.argilla.server import running, running_at, told_once
 from preferences.errors import InputError, ServiceError
 from preferences.store import Store
 
@@ -34,6 +37,8 @@ START_SECONDS = 180.0
 _SERVER = (sys.executable, "-m", "prefect", "server", "start")
 RECONCILE = "*/10 * * * *"
 """When to look for finished datasets whose event was lost."""
+POLL = "*/5 * * * *"
+"""When to ask whether people are done."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +56,10 @@ def record_deployment(
 ) -> str:
     """Check the recipe and keep it to be served; returns what was done, for people."""
     loaded = load_recipe(recipe, settings)
-    make_plan(loaded)
+    place = Store(store or loaded.runtime.store)
+    plan_with_answers(loaded, place)
     if cron is not None:
         _check_cron(cron)
-    place = Store(store or loaded.runtime.store)
     url = str(Path(place.url).resolve()) if place.is_local else place.url
     deployment = Deployment(str(recipe.resolve()), dict(settings), cron, url)
     place.write_text(
@@ -74,8 +79,12 @@ def deployments(place: Store) -> list[tuple[str, Deployment]]:
     return found
 
 
-def serve_all(store: str, host: str, port: int) -> None:
-    """Serve every deployment of a store until Ctrl-C; then nothing of it is left running."""
+def serve_all(store: str, host: str, port: int, argilla_port: int) -> None:
+    """Serve every deployment of a store until Ctrl-C; then nothing of it is left running.
+
+    Where a recipe has people label in Argilla, the store's own server is started with it, unless
+    another is named.
+    """
     place = Store(store)
     recorded = deployments(place)
     if not recorded:
@@ -83,10 +92,41 @@ def serve_all(store: str, host: str, port: int) -> None:
     prefect_settings.apply()
     os.environ["PREFECT_LOGGING_LEVEL"] = "INFO"
     signal.signal(signal.SIGTERM, _as_interrupt)
-    with _server(place, host, port) as url:
+    labels_here = any(_labels_here(deployment) for _, deployment in recorded)
+    with ExitStack() as stack:
+        if labels_here:
+            stack.enter_context(_argilla(place, host, argilla_port))
+        url = stack.enter_context(_server(place, host, port))
         print(f"Prefect: {url.removesuffix('/api')}", flush=True)
+        if labels_here and (found := running_at(argilla_home(place))) is not None:
+            stack.enter_context(told_of_answers(connect(*found), _poll_now))
         signal.signal(signal.SIGINT, _leave)
         _serve(recorded, store)
+
+
+def _labels_here(deployment: Deployment) -> bool:
+    """Whether people label in the store's own Argilla."""
+    recipe = load_recipe(deployment.recipe, deployment.settings)
+    elsewhere = os.environ.get(ARGILLA_URL) or recipe.runtime.argilla_url
+    return recipe.people is not None and recipe.people.labels == ARGILLA and not elsewhere
+
+
+@contextmanager
+def _argilla(place: Store, host: str, port: int) -> Iterator[None]:
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    with running(argilla_home(place), host, port, say) as address:
+        say(f"Argilla: {address.url}")
+        if address.created:
+            say(told_once(address.created))
+        yield
+
+
+def _poll_now() -> None:
+    from prefect.deployments import run_deployment
+
+    run_deployment("poll-labels/all", timeout=0)
 
 
 def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
@@ -95,7 +135,8 @@ def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
 
     from flows.align import align
     from flows.build import build
-    from flows.events import on_finished_dataset
+    from flows.events import on_finished_dataset, on_finished_labels
+    from flows.poll import poll_labels
     from flows.reconcile import reconcile
 
     served: list[Any] = []
@@ -105,16 +146,18 @@ def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
             "settings": deployment.settings,
             "store": deployment.store,
         }
+        recipe = load_recipe(deployment.recipe, deployment.settings)
         served.append(
             build.to_deployment(
                 name,
                 cron=deployment.cron,
+                triggers=[on_finished_labels(name)] if recipe.people else [],
                 parameters=parameters,
                 concurrency_limit=1,
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
         )
-        if load_recipe(deployment.recipe, deployment.settings).alignment is not None:
+        if recipe.alignment is not None:
             trigger = on_finished_dataset(name)
             served.append(
                 align.to_deployment(
@@ -125,14 +168,16 @@ def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
                     entrypoint_type=EntrypointType.MODULE_PATH,
                 )
             )
-    served.append(
-        reconcile.to_deployment(
-            "all",
-            cron=RECONCILE,
-            parameters={"store": store},
-            entrypoint_type=EntrypointType.MODULE_PATH,
+    for watch, cron in ((reconcile, RECONCILE), (poll_labels, POLL)):
+        served.append(
+            watch.to_deployment(
+                "all",
+                cron=cron,
+                parameters={"store": store},
+                concurrency_limit=1,
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
         )
-    )
     for name, deployment in recorded:
         print(f"Serving {name}: {deployment.cron or 'on demand'}", flush=True)
     print("Ctrl-C stops everything.", flush=True)

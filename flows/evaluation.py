@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from flows.judges import opened_judge
@@ -27,6 +28,8 @@ from preferences.estimate import clustered_mean
 from preferences.journal import Journal
 from preferences.records import Candidate, Judgment, Prompt, Triplet
 from preferences.store import Artifact, Manifest, Shard, Store
+from training.merge import merge
+from training.models import saved_folder
 
 WHOLE = Shard(0, 1)
 
@@ -46,12 +49,22 @@ def evaluate(
     assert config is not None
     assert alignment is not None
     prompts = _prompts(config, store, dataset)
-    with local_folder(store, model) as folder:
-        adapter = None if alignment.weights == "full" else str(folder / "adapter")
-        aligned_model = str(folder / "model") if alignment.weights == "full" else alignment.model
+    with local_folder(store, model) as folder, TemporaryDirectory(prefix="pairwright-") as merged:
+        aligned, revision, adapter = alignment.model, alignment.revision, None
+        if alignment.weights == "lora":
+            adapter = str(folder / "adapter")
+        elif alignment.weights == "full":
+            aligned, revision = str(folder / "model"), None
+        else:
+            # vLLM puts no other adapter on, and one trained on 4 bits fits only the rounded model.
+            trained, place = folder / saved_folder(alignment.weights), Path(merged) / "model"
+            aligned = str(
+                merge(aligned, trained, place, alignment.dtype, card="", revision=revision)
+            )
+            revision = None
         sources = [
             _source(config, "before", alignment.model, alignment.revision, None),
-            _source(config, "after", aligned_model, alignment.revision, adapter),
+            _source(config, "after", aligned, revision, adapter),
         ]
         runtime = recipe.runtime.engines.get("policy", EngineRuntime())
         before, after = (_answers(s, prompts, store, runtime, progress) for s in sources)

@@ -9,6 +9,7 @@ from prefect.events import DeploymentEventTrigger, emit_event
 from preferences.store import Manifest
 
 DATASET_FINISHED = "preference-dataset.finished"
+LABELS_FINISHED = "labels.finished"
 
 
 def dataset_finished(
@@ -28,6 +29,24 @@ def dataset_finished(
             "recipe": recipe,
             "settings": dict(settings),
         },
+    )
+
+
+def labels_finished(name: str) -> None:
+    """Tell that people have answered what a deployed recipe asked, or that the wait is over."""
+    resource = {"prefect.resource.id": f"labels.{name}", "prefect.resource.name": name}
+    emit_event(event=LABELS_FINISHED, resource=resource)
+
+
+def on_finished_labels(name: str) -> DeploymentEventTrigger:
+    """Start a deployment when the labels of this name are finished."""
+    return DeploymentEventTrigger(
+        name=f"build {name} when its labels are finished",
+        enabled=True,
+        expect={LABELS_FINISHED},
+        match={"prefect.resource.id": f"labels.{name}"},
+        threshold=1,
+        within=0,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from flows.labels import ARGILLA, Asked
 from judging.judge import Group
 from judging.noise import Noise
 from judging.people import NAME, Purpose, Question, question
@@ -41,13 +42,13 @@ def questions_of(judged: Iterable[Judged], routes: Iterable[Route]) -> Iterator[
     for group, _ in wanted:
         route = asked[group.prompt.prompt_id]
         pair = {route.first_id, route.second_id}
-        said = [set(answer.candidate_ids) for answer in answers[route.prompt_id]]
+        said = answers[route.prompt_id]
         # Other judges, other rivals; only the random slice has to be measured anew.
-        if route.decision == "ask" and said and pair not in said:
+        if route.decision == "ask" and said and not any(pair <= {*a.candidate_ids} for a in said):
             continue
         candidates = {c.candidate_id: c for c in group.candidates}
-        shown = candidates[route.first_id], candidates[route.second_id]
-        yield question(group.prompt, *shown, PURPOSES[route.decision])
+        shown = [candidates[i] for i in (route.first_id, route.second_id, *route.others)]
+        yield question(group.prompt, shown, PURPOSES[route.decision])
 
 
 def _answers(judged: Iterable[Judged]) -> dict[str, list[Judgment]]:
@@ -67,17 +68,19 @@ def routing_summary(
     }
 
 
-def waiting_line(summary: Mapping[str, Any], labels: str) -> str:
+def waiting_line(asked: Asked, missing: int, config: PeopleConfig, goes_on: bool = True) -> str:
     """What there is to do for people, in one line."""
-    asked, answered = summary["questions"], summary["answered"]
-    if not asked:
+    wanted = sum(asked.wanted.values())
+    place = "Argilla" if config.labels == ARGILLA else config.labels
+    if not wanted:
         return "people: there is nothing to ask; no prompt has two different answers and a judgment"
-    if answered >= asked:
-        return f"people: all {asked:,} questions in {labels} are answered"
-    return (
-        f"people: {answered:,} of {asked:,} questions in {labels} are answered; fill in its "
-        "`verdict` and run the same again to take up new answers"
-    )
+    if not missing:
+        return f"people: all {wanted:,} answers are in {place}"
+    given = f"people: {wanted - missing:,} of {wanted:,} answers are in {place}"
+    if not goes_on and (until := asked.until(config)) is not None:
+        given += f"; the dataset waits until {until:%Y-%m-%d %H:%M} UTC"
+    todo = "label there" if config.labels == ARGILLA else "fill in its `verdict`"
+    return f"{given}; {todo} and run the same again to take up new answers"
 
 
 def routing_table(summary: Mapping[str, Any]) -> NamedTable:

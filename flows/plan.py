@@ -22,7 +22,7 @@ from generation.prompts import PromptsConfig, sources
 from judging.imported import ImportedJudgments
 from judging.listwise import ListwiseJudge
 from judging.pairwise import ComparingJudge, PairwiseJudge
-from judging.people import NAME, TableOfLabels
+from judging.people import NAME
 from judging.pointwise import PointwiseJudge
 from judging.prior import Prior
 from judging.reasoned import ReasonedPairwiseJudge
@@ -34,7 +34,8 @@ from preferences.fingerprint import file_fingerprint, fingerprint
 from preferences.records import SCHEMA_VERSION, Dropped, Judgment
 from preferences.store import Artifact
 from preferences.tables import table_fingerprint, table_name
-from training.dpo import DPOConfig
+from training.ppo import PPOConfig
+from training.settings import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Plan:
     answers: Artifact | None
     """What people said when they were asked, as judgments."""
     given: tuple[Judgment | Dropped, ...]
-    """The same, read when the plan was made: people may go on writing."""
+    """The same, as read before the plan was made: people may go on writing."""
     routes: Artifact | None
     rankings: Artifact
     preferences: Artifact
@@ -83,8 +84,11 @@ class Plan:
         return [(name, artifact) for name, artifact in named if artifact is not None]
 
 
-def make_plan(recipe: Recipe) -> Plan:
-    """Name every artifact of a recipe. Raises InputError if a file or model is not there."""
+def make_plan(recipe: Recipe, given: Sequence[Judgment | Dropped] = ()) -> Plan:
+    """Name every artifact of a recipe, with what people have said when they were asked.
+
+    Raises InputError if a file or model is not there.
+    """
     imports = [c for c in recipe.candidates if isinstance(c, ImportedCandidates)]
     prompts = _artifact(
         "prompts",
@@ -103,13 +107,13 @@ def make_plan(recipe: Recipe) -> Plan:
         judgments += (_artifact("judgments", identity),)
     answers = routes = None
     said = judgments
-    given: tuple[Judgment | Dropped, ...] = ()
     if recipe.people is not None:
-        given = tuple(TableOfLabels(recipe.people.labels).answers())
         # What people said, not the bytes of the table: a build writes questions into it.
         answers = _artifact("judgments", [[str(c) for c in candidates], NAME, given])
         said = (*judgments, answers)
-        asking = recipe.people.model_dump(mode="json", exclude={"labels"})
+        # Where, how often and how long people are asked changes nothing of who is worth asking.
+        elsewhere = {"labels", "overlap", "gold", "wait_days"}
+        asking = recipe.people.model_dump(mode="json", exclude=elsewhere)
         routes = _artifact("routes", [[str(j) for j in said], asking])
     rankings = _artifact("rankings", [[str(c) for c in candidates], [str(j) for j in said]])
     preferences = _artifact("preferences", [str(rankings), recipe.pairs, recipe.calibration])
@@ -132,7 +136,7 @@ def make_plan(recipe: Recipe) -> Plan:
         candidates,
         judgments,
         answers,
-        given,
+        tuple(given),
         routes,
         rankings,
         preferences,
@@ -275,6 +279,14 @@ def _check_identity(check: str) -> Any:
         return [function, file_fingerprint(stream)]
 
 
-def _training_identity(config: DPOConfig) -> Any:
-    kept = config.model_dump(mode="json", exclude={"model", "revision"})
-    return [kept, weights_identity(config.model, config.revision)]
+def _training_identity(config: TrainingConfig) -> Any:
+    elsewhere = {"model", "revision", "reward_model", "reward_functions"}
+    kept: list[Any] = [
+        config.model_dump(mode="json", exclude=elsewhere),
+        weights_identity(config.model, config.revision),
+    ]
+    if isinstance(config, PPOConfig):
+        model = config.reward_model
+        kept.append(weights_identity(model, None) if model else None)
+        kept.append({n: _check_identity(f) for n, f in config.reward_functions.items()})
+    return kept

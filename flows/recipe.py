@@ -29,7 +29,7 @@ from preferences.config import Config
 from preferences.errors import InputError
 from preferences.splits import SplitConfig
 from preferences.tables import suggestion
-from training.dpo import DPOConfig
+from training.methods import METHODS, Alignment
 from training.run import TrainingRuntime
 
 CandidateConfig = Annotated[SampledCandidates | ImportedCandidates, Field(discriminator="kind")]
@@ -76,6 +76,8 @@ class Runtime(Config):
     """Prompts worked on at a time."""
     engines: dict[str, EngineRuntime] = Field(default_factory=dict)
     """By the name of the candidates or of the judge; `policy` for the model that is evaluated."""
+    argilla_url: str | None = None
+    """Where people label, if not in the store's own Argilla; a key to it is in ARGILLA_API_KEY."""
     training: TrainingRuntime = TrainingRuntime()
     """Where training runs."""
 
@@ -104,7 +106,7 @@ class Recipe(Config):
     """Which answers become chosen and rejected."""
     split: SplitConfig = SplitConfig()
     """What is held out."""
-    alignment: DPOConfig | None = None
+    alignment: Alignment | None = None
     """How a model is trained on the dataset; without it, the recipe ends with the dataset."""
     evaluation: EvaluationConfig | None = None
     """How the trained model is compared with the one it started from."""
@@ -141,6 +143,11 @@ class Recipe(Config):
         if self.evaluation is not None:
             if self.alignment is None:
                 raise ValueError("evaluation: needs `alignment`, there is no model to evaluate")
+            if self.alignment.method == "reward":
+                raise ValueError(
+                    "evaluation: a reward model gives no answers to compare; leave it out, the "
+                    "held-out accuracy is reported anyway"
+                )
             self.askable_judge()
         known = {*(c.name for c in self.candidates), *(j.name for j in self.judges), "policy"}
         for name in self.runtime.engines:
@@ -191,9 +198,9 @@ def load_recipe(
         raw = {k: v for k, v in raw.items() if k not in ("alignment", "evaluation")}
     filled, folder = _fill(raw, dict(settings or {}), path), path.resolve().parent
     people = filled.get("people")
-    if isinstance(people, dict) and isinstance(people.get("labels"), str):
+    if isinstance(people, dict) and people.get("labels", "argilla") != "argilla":
         # A build writes this table, so it need not be there yet.
-        people["labels"] = str(folder / people["labels"])
+        people["labels"] = str(folder / str(people["labels"]))
     try:
         return Recipe.model_validate(_resolve(filled, folder))
     except ValidationError as error:
@@ -201,7 +208,10 @@ def load_recipe(
 
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
-_PATH_KEYS = {"source", "model", "adapter", "rubric", "check", "against", "checks"}
+_PATH_KEYS = {
+    *("source", "model", "adapter", "rubric", "check", "gold", "against", "checks"),
+    *("reward_model", "reward_functions"),
+}
 _PATH_KEYED = {"criteria"}
 """Keys whose values have paths for their own keys."""
 
@@ -245,7 +255,8 @@ def _resolve(value: Any, folder: Path, is_path: bool = False) -> Any:
 def _explain(error: ValidationError) -> str:
     """The first of pydantic's errors, as one line with a cure."""
     first = error.errors(include_url=False)[0]
-    location = [part for part in first["loc"] if part not in _KINDS]
+    tags = _KINDS if first["loc"][0] != "alignment" else METHODS
+    location = [part for part in first["loc"] if part not in tags]
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
     kind = first["type"]
     if kind == "extra_forbidden":
@@ -255,7 +266,8 @@ def _explain(error: ValidationError) -> str:
         return f"{place}: missing; add it"
     if kind == "union_tag_invalid":
         tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
-        return f"{place}.kind: no {tag!r}; {suggestion(tag, expected.split(', '))}"
+        key = "method" if place == "alignment" else "kind"
+        return f"{place}.{key}: no {tag!r}; {suggestion(tag, expected.split(', '))}"
     if kind == "union_tag_not_found":
         return f"{place}: no `kind`; say which kind it is"
     message = first["msg"].removeprefix("Value error, ")
@@ -273,7 +285,9 @@ def _fields_at(location: Iterable[int | str]) -> list[str]:
         if isinstance(part, int):
             continue
         models = list(_models(found))
-        tagged = [m for m in models if part in get_args(_hint(m, "kind"))]
+        tagged = [
+            m for m in models for key in ("kind", "method") if part in get_args(_hint(m, key))
+        ]
         found = tagged[0] if tagged else next((_hint(m, part) for m in models), None)
     return [name for model in _models(found) for name in model.model_fields]
 

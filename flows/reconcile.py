@@ -6,7 +6,7 @@ from prefect import flow
 from prefect.deployments import run_deployment
 
 from flows.deploy import deployments
-from flows.plan import make_plan
+from flows.labels import plan_with_answers
 from flows.recipe import load_recipe
 from preferences.errors import PairwrightError
 from preferences.store import Store
@@ -18,11 +18,11 @@ def reconcile(store: str) -> list[str]:
     started = []
     for name, deployment in deployments(Store(store)):
         try:
-            plan = make_plan(load_recipe(deployment.recipe, deployment.settings))
+            place = Store(deployment.store)
+            plan = plan_with_answers(load_recipe(deployment.recipe, deployment.settings), place)
         except PairwrightError as error:
             print(f"{name}: {error}")
             continue
-        place = Store(deployment.store)
         last = plan.evaluation or plan.alignment
         if last is None or place.manifest(plan.dataset) is None or place.manifest(last):
             continue

@@ -10,11 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.comparison import interval
+from flows.labels import asked_before
 from flows.people import routing_table, waiting_line
 from flows.plan import Plan
 from flows.progress import Advance
 from flows.running import planned
-from preferences.judge_tables import judge_costs, judge_tables
+from preferences.judge_tables import NamedTable, judge_costs, judge_tables
 from preferences.reliability import reliability_table, reliability_words
 from preferences.store import Store
 
@@ -104,27 +105,30 @@ def _judges(plan: Plan, place: Store) -> list[object]:
     tables = judge_tables(rankings.summary["agreement"], judge_costs(judged))
     if (probabilities := reliability_table(rankings.summary)) is not None:
         tables.append(probabilities)
-    for found in tables:
-        table = _table(found.title, *found.header)
-        table.caption, table.caption_justify = found.note or None, "left"
-        for row in found.rows:
-            table.add_row(*map(escape, row))  # Names of people and categories are any text.
-        parts.append(table)
+    parts += map(shown, tables)
     parts += [Text(f"! {alarm}") for m in judged for alarm in m.summary.get("alarms", ())]
     return [*parts, Text(reliability_words(rankings.summary))]
+
+
+def shown(found: NamedTable) -> Table:
+    """A table for the terminal."""
+    table = _table(found.title, *found.header)
+    table.caption, table.caption_justify = found.note or None, "left"
+    for row in found.rows:
+        table.add_row(*map(escape, row))  # Names of people and categories are any text.
+    return table
 
 
 def _people(plan: Plan, place: Store) -> list[object]:
     manifest = place.manifest(plan.routes) if plan.routes else None
     if manifest is None or plan.recipe.people is None:
         return []
-    found = routing_table(manifest.summary)
-    table = _table(found.title, *found.header)
+    table = shown(routing_table(manifest.summary))
     table.show_header = False
-    table.caption, table.caption_justify = found.note, "left"
-    for row in found.rows:
-        table.add_row(*row)
-    return [table, Text(waiting_line(manifest.summary, plan.recipe.people.labels))]
+    asked = asked_before(plan.recipe, place)
+    if asked is None:
+        return [table]
+    return [table, Text(waiting_line(asked, asked.missing(plan.given), plan.recipe.people))]
 
 
 def _alignment(plan: Plan, place: Store) -> list[object]:
@@ -138,9 +142,14 @@ def _alignment(plan: Plan, place: Store) -> list[object]:
     if summary["reason"]:
         table.add_row("note", summary["reason"])
     held_out = summary["held_out"]
-    table.add_row("held-out pairs", f"{held_out['pairs']:,}")
-    table.add_row("held-out reward accuracy", interval(held_out["accuracy"]))
-    table.add_row('"the longer answer wins"', interval(held_out["longer_wins"]))
+    if "accuracy" in held_out:
+        table.add_row("held-out pairs", f"{held_out['pairs']:,}")
+        table.add_row("held-out reward accuracy", interval(held_out["accuracy"]))
+        table.add_row('"the longer answer wins"', interval(held_out["longer_wins"]))
+    for texts in ("new", "old"):
+        if (loss := held_out.get(texts)) is not None:
+            words = f"{loss['before']:.3f} before, {loss['after']:.3f} after"
+            table.add_row(f"held-out loss, {texts} texts", words)
     return [table, f"Model: {place.folder(plan.alignment)}/{summary['saved']}"]
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 from flows import prefect_settings
 from flows.check import check_inputs
-from flows.plan import Plan, make_plan
+from flows.labels import plan_with_answers, take_up
+from flows.plan import Plan
 from flows.progress import Advance, Progress, telling
-from flows.recipe import load_recipe
+from flows.recipe import Recipe, load_recipe
+from preferences.errors import Waiting
 from preferences.store import Store
 
 
@@ -24,8 +26,9 @@ def run_now(
     dataset_only: bool,
 ) -> dict[str, Advance]:
     """Carry a recipe out; returns what each stage that ran took."""
-    plan, place = planned(recipe, settings, store, dataset_only)
     progress = Progress("json" if as_json else "people")
+    take_up(*loaded(recipe, settings, store, dataset_only), progress.say)
+    plan, place = planned(recipe, settings, store, dataset_only)
     if place.manifest(plan.artifacts[-1][1]) is not None:
         progress.say(f"{plan.recipe.name}: all is done already, in {place.url}")
         return {}
@@ -35,6 +38,8 @@ def run_now(
         from flows.build import build
 
         dataset = build(str(recipe), dict(settings), store)
+        if dataset is None:
+            raise Waiting(f"{plan.recipe.name}: the dataset waits for people; see above")
         if plan.alignment is not None:
             align(str(recipe), dataset, dict(settings), store)
     return progress.timings
@@ -54,8 +59,16 @@ def planned(
     recipe: Path, settings: Mapping[str, str], store: str | None, dataset_only: bool = False
 ) -> tuple[Plan, Store]:
     """The plan of a recipe and the store it is carried out in."""
-    loaded = load_recipe(recipe, settings, dataset_only)
-    return make_plan(loaded), Store(store or loaded.runtime.store)
+    checked, place = loaded(recipe, settings, store, dataset_only)
+    return plan_with_answers(checked, place), place
+
+
+def loaded(
+    recipe: Path, settings: Mapping[str, str], store: str | None, dataset_only: bool = False
+) -> tuple[Recipe, Store]:
+    """A recipe and the store it is carried out in."""
+    checked = load_recipe(recipe, settings, dataset_only)
+    return checked, Store(store or checked.runtime.store)
 
 
 def status_document(recipe: Path, settings: Mapping[str, str], store: str | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from flows import labels
 from flows.judges import calls, opened_judge
 from flows.people import (
     people_section,
@@ -55,7 +56,7 @@ from judging.calibration import Families, Isotonic
 from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
 from judging.judge import Group
 from judging.pairwise import ComparingJudge
-from judging.people import NAME, TableOfLabels, answers_on
+from judging.people import NAME, Question, answers_on
 from judging.ranking import rank, win_probability
 from judging.reward_model import RewardModelJudge
 from judging.routing import Standing, choose, routes
@@ -63,6 +64,7 @@ from judging.schedule import PILOT, PILOT_CALLS
 from preferences.assembly import WinProbability, assemble, triplets
 from preferences.card import dataset_card, dataset_facts
 from preferences.errors import InputError
+from preferences.fingerprint import fingerprint
 from preferences.journal import Journal
 from preferences.partition import Partition
 from preferences.records import (
@@ -243,7 +245,7 @@ def make_routes(run: Run) -> None:
     choice = choose((s for shard in run.shards for s in standing(shard)), people)
 
     def route(shard: Shard) -> None:
-        write(run, artifact, shard, Route, routes(standing(shard), choice))
+        write(run, artifact, shard, Route, routes(standing(shard), choice, people.answers))
 
     work_through(run.store, artifact, owed, run.wrap("routes", route))
     decisions = Counter(r.decision for r in run.store.read(artifact, Route))
@@ -251,21 +253,32 @@ def make_routes(run: Run) -> None:
     finish(run, artifact, "routes", run.plan.said, run.shards, summary)
 
 
-def ask_people(run: Run) -> None:
-    """Put the questions where people answer them, and tell how many are open."""
-    people, artifact = run.plan.recipe.people, run.plan.routes
+def ask_people(run: Run) -> bool:
+    """Put the questions to people, and tell how many are open; whether to go on without them."""
+    recipe, artifact = run.plan.recipe, run.plan.routes
     manifest = run.store.manifest(artifact) if artifact else None
-    if people is None or artifact is None or manifest is None:
-        return
-    asked = (
+    if recipe.people is None or artifact is None or manifest is None:
+        return True
+    questions = open_questions(run, artifact)
+    judgments = fingerprint([str(j) for j in run.plan.judgments])
+    asked = labels.ask(recipe, run.store, judgments, questions)
+    missing = asked.missing(run.plan.given)
+    goes_on = not missing or labels.is_over(recipe, asked)
+    run.progress.say(waiting_line(asked, missing, recipe.people, goes_on))
+    if goes_on:
+        labels.end_wait(recipe, run.store, asked)
+    return goes_on
+
+
+def open_questions(run: Run, routed: Artifact) -> list[Question]:
+    """All that people are asked, answered or not."""
+    return [
         question
         for shard in run.shards
         for question in questions_of(
-            judged(run, [shard]), run.store.read_part(artifact, shard, Route)
+            judged(run, [shard]), run.store.read_part(routed, shard, Route)
         )
-    )
-    TableOfLabels(people.labels).ask(asked)
-    run.progress.say(waiting_line(manifest.summary, people.labels))
+    ]
 
 
 def make_rankings(run: Run) -> None:

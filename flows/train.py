@@ -30,7 +30,9 @@ from preferences.errors import ServiceError
 from preferences.fingerprint import fingerprint
 from preferences.records import Candidate, Messages
 from preferences.store import Artifact, DiskFull, Manifest, Shard, Store
+from training.ppo import PPOConfig
 from training.probe import Scorer
+from training.rollouts import RewardFunction
 
 WAIT_SECONDS = 5.0
 """Between two looks at whether the process that trains the same model is done."""
@@ -156,8 +158,8 @@ def _end_with_parent(stop: Event) -> None:
 
 def _train(recipe_json: str, dataset: str, output: str, store_url: str) -> dict[str, Any]:
     """In the child: train, then score the held-out pairs."""
-    from training.dpo import train
-    from training.evaluation import implicit_reward_accuracy
+    from training.loop import train
+    from training.methods import method_of
 
     recipe = Recipe.model_validate_json(recipe_json)
     config = recipe.alignment
@@ -167,11 +169,13 @@ def _train(recipe_json: str, dataset: str, output: str, store_url: str) -> dict[
         if config.probe is not None:
             scorer = stack.enter_context(_scorer(recipe, Store(store_url)))
             well_formed = _well_formed(recipe)
+        if isinstance(config, PPOConfig):
+            config = config.given(_reward_functions(config))
         result = train(
             config, Path(dataset), Path(output), recipe.runtime.training, scorer, well_formed
         )
-    accuracy = implicit_reward_accuracy(config, Path(output), Path(dataset))
-    return {**dataclasses.asdict(result), "held_out": dataclasses.asdict(accuracy)}
+    found = method_of(config).evaluate(config, Path(output), Path(dataset))
+    return {**dataclasses.asdict(result), "held_out": dataclasses.asdict(found)}
 
 
 @contextmanager
@@ -235,6 +239,16 @@ def _pair(messages: Messages, response: str, reference: str) -> Group:
 def _by_emptiness(group: Group) -> float | None:
     ours, theirs = (bool(c.response.strip()) for c in group.candidates)
     return None if ours == theirs else float(ours)
+
+
+def _reward_functions(config: PPOConfig) -> dict[str, RewardFunction]:
+    """The functions that PPO's configuration names, which score as an evaluation's checks do."""
+
+    def function(place: str) -> RewardFunction:
+        check = load_check(place)
+        return lambda messages, answer: float(check(make_prompt(messages, "prompt"), answer))
+
+    return {name: function(place) for name, place in config.reward_functions.items()}
 
 
 def _well_formed(recipe: Recipe) -> Callable[[Messages, str], bool] | None:

@@ -1,4 +1,4 @@
-"""Asking people which of two answers is better, and reading what they say.
+"""Asking people which answers are better, and reading what they say.
 
 `People` is what labelling tools have in common. The first of them is a table: a file of questions
 that people fill in with a spreadsheet or an editor.
@@ -12,21 +12,23 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from judging.judge import Group
 from judging.rubric import conversation_text
+from judging.verdicts import order
 from preferences.errors import InputError
 from preferences.fingerprint import fingerprint
 from preferences.records import Candidate, Dropped, Judgment, Prompt, Verdict
 from preferences.store import full_disk_explained
 from preferences.tables import column, read_rows, table_suffix
 
-Purpose = Literal["calibrate", "ask"]
-"""`calibrate`: for the random slice by which the judges are measured; `ask`: for its own worth."""
+Purpose = Literal["calibrate", "ask", "gold"]
+"""`calibrate`: for the random slice by which the judges are measured; `ask`: for its own worth;
+`gold`: the right answer is known, and it is people who are measured."""
 
 NAME = "people"
 """The judge's name in people's judgments; the annotator's stands beside it."""
@@ -34,19 +36,36 @@ NAME = "people"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Which of two answers is better, in the order in which they are to be shown."""
+    """Which of two answers is better, or how some are to be ranked."""
 
     question_id: str
-    """Of the prompt, the pair and the purpose."""
+    """Of the prompt, the candidates and the purpose."""
     prompt: Prompt
-    first: Candidate
-    second: Candidate
+    candidates: tuple[Candidate, ...]
+    """Two or more, in the order in which they are to be shown."""
     purpose: Purpose
 
     @property
-    def may_suggest(self) -> bool:
-        """Whether the judges' verdict may be shown. Never where people are to measure them."""
-        return self.purpose == "ask"
+    def about(self) -> About:
+        """What an answer to it is about."""
+        shown = tuple(c.candidate_id for c in self.candidates)
+        return About(self.question_id, self.purpose, self.prompt.prompt_id, shown)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a question is about, without the texts: enough to read an answer to it."""
+
+    question_id: str
+    purpose: Purpose
+    prompt_id: str
+    shown: tuple[str, ...]
+    """The candidates' ids in the order shown."""
+
+    @property
+    def words(self) -> str:
+        """The same as text that a labelling tool can keep beside the question."""
+        return " ".join([self.purpose, self.prompt_id, *self.shown])
 
 
 class People(Protocol):
@@ -60,15 +79,61 @@ class People(Protocol):
         ...
 
     def answers(self) -> Iterator[Judgment | Dropped]:
-        """What people have said so far, as judgments of kind `human`, in an order of their own."""
+        """What people have said so far, as judgments of kind `human`, in an order of their own.
+
+        What they said of gold questions is about people, and no judgment.
+        """
         ...
 
 
-def question(prompt: Prompt, one: Candidate, other: Candidate, purpose: Purpose) -> Question:
-    """The question about a pair, which of the two comes first drawn by its id."""
-    identity, shown = _identity(prompt.prompt_id, (one.candidate_id, other.candidate_id), purpose)
-    first, second = (one, other) if shown[0] == one.candidate_id else (other, one)
-    return Question(identity, prompt, first, second, purpose)
+def question(prompt: Prompt, candidates: Sequence[Candidate], purpose: Purpose) -> Question:
+    """The question about two candidates or more; its id alone tells the order they are shown in."""
+    by_id = {c.candidate_id: c for c in candidates}
+    about = _identified(prompt.prompt_id, by_id, purpose)
+    return Question(about.question_id, prompt, tuple(by_id[i] for i in about.shown), purpose)
+
+
+def read_about(question_id: str, words: str) -> About | None:
+    """What a question is about; None where the words do not fit its id, as of a mixed-up row."""
+    purpose, _, ids = " ".join(words.split()).partition(" ")
+    prompt_id, *shown = ids.split() or [""]
+    for known in get_args(Purpose):
+        about = _identified(prompt_id, shown, known)
+        if purpose == known and (about.question_id, about.shown) == (question_id, tuple(shown)):
+            return about
+    return None
+
+
+def _identified(prompt_id: str, candidate_ids: Iterable[str], purpose: Purpose) -> About:
+    ids = sorted(candidate_ids)
+    digits = fingerprint(["question", prompt_id, ids, purpose])
+    shown = sorted(ids, key=lambda candidate_id: fingerprint([digits, candidate_id]))
+    # A spreadsheet takes 12345678 or 1234e567 for a number and rounds it; a letter prevents that.
+    return About(f"q{digits}", purpose, prompt_id, tuple(shown))
+
+
+def human_judgment(
+    about: About,
+    said: Verdict | tuple[float, ...],
+    annotator: str,
+    words: str,
+    answered_at: str | None = None,
+    suggested: bool | None = None,
+) -> Judgment:
+    """What one annotator says of one question: a verdict on two answers, or scores of several."""
+    return Judgment(
+        judgment_id=fingerprint(["human", NAME, annotator, about.question_id]),
+        prompt_id=about.prompt_id,
+        kind="human",
+        judge=NAME,
+        candidate_ids=about.shown,
+        verdict=None if isinstance(said, tuple) else said,
+        scores=said if isinstance(said, tuple) else None,
+        reply=words or None,
+        annotator=annotator or None,
+        answered_at=answered_at,
+        suggested=suggested,
+    )
 
 
 def answers_on(
@@ -88,25 +153,9 @@ def answers_on(
             yield answer
 
 
-def _identity(prompt_id: str, pair: tuple[str, str], purpose: str) -> tuple[str, tuple[str, str]]:
-    """A question's id, and its pair in the order shown: the id alone tells it."""
-    low, high = sorted(pair)
-    digits = fingerprint(["question", prompt_id, low, high, purpose])
-    # A spreadsheet takes 12345678 or 1234e567 for a number and rounds it; a letter prevents that.
-    return f"q{digits}", (low, high) if int(digits[-1], 16) % 2 else (high, low)
-
-
-COLUMNS = (
-    "question_id",
-    "prompt",
-    "answer_a",
-    "answer_b",
-    "verdict",
-    "annotator",
-    "reason",
-    "about",
-)
-SAYS = COLUMNS[4:7]
+LETTERS = "ABCDEF"
+"""Of the answers a question shows, in their order."""
+SAYS = ("verdict", "annotator", "reason")
 """What people fill in."""
 VERDICTS: dict[str, Verdict] = {"a": "first", "b": "second", "tie": "tie", "both bad": "tie"}
 
@@ -121,10 +170,8 @@ class _Said:
     """One answered row."""
 
     place: str
-    question_id: str
-    prompt_id: str
-    shown: tuple[str, str]
-    verdict: Verdict
+    about: About
+    said: Verdict | tuple[float, ...]
     annotator: str
     words: str
 
@@ -132,10 +179,10 @@ class _Said:
 class TableOfLabels:
     """A .csv or .jsonl file of questions, a row each, that people fill in.
 
-    `verdict` is A, B, tie or both bad (which is a tie), in any case; empty is not yet answered.
-    Further annotators of a question have rows of their own, which need its `question_id` and their
-    name. `about` says what the question is about, for the program. Columns that people add are
-    kept.
+    `verdict` is A, B, tie or both bad (which is a tie), in any case; of three answers and more it
+    is their order, as B > A = C. Empty is not yet answered. Further annotators of a question have
+    rows of their own, which need its `question_id` and their name. `about` says what the question
+    is about, for the program. Columns that people add are kept.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -177,18 +224,20 @@ class TableOfLabels:
             if isinstance(row, Dropped):
                 dropped.append(row)
             elif row is not None:
-                said[row.question_id, row.annotator].append(row)
+                said[row.about.question_id, row.annotator].append(row)
         judgments: list[Judgment] = []
         for (question_id, annotator), by_one in said.items():
             first, *others = by_one
-            name = f"{annotator or 'nobody named'}/{question_id}"
-            if len({row.verdict for row in by_one}) == 1:
-                judgments.append(_judgment(first))
-                dropped += [_dropped(name, row.prompt_id, "duplicate", row.place) for row in others]
+            name, prompt_id = f"{annotator or 'nobody named'}/{question_id}", first.about.prompt_id
+            if first.about.purpose == "gold":
+                continue
+            if len({row.said for row in by_one}) == 1:
+                judgments.append(human_judgment(first.about, first.said, annotator, first.words))
+                dropped += [_dropped(name, prompt_id, "duplicate", row.place) for row in others]
             else:
                 places = ", ".join(row.place for row in by_one)
                 cure = "" if annotator else "; name the annotators if they are two"
-                dropped.append(_dropped(name, first.prompt_id, "contradicts_itself", places + cure))
+                dropped.append(_dropped(name, prompt_id, "contradicts_itself", places + cure))
         yield from sorted(judgments, key=lambda j: (j.prompt_id, j.judgment_id))
         yield from sorted(dropped, key=lambda d: (d.prompt_id, d.record_id, d.detail))
 
@@ -206,11 +255,13 @@ class TableOfLabels:
             for name in ("question_id", "about", "verdict"):
                 column(row, name, place)
             texts = {name: "" if row[name] is None else str(row[name]) for name in row}
-            cells = {name: "" for name in COLUMNS} | texts
+            cells = {name: "" for name in _columns(2)} | texts
             yield place, {k: _as_meant(v) for k, v in cells.items()} if is_csv else cells
 
     def _write(self, rows: list[Cells]) -> None:
-        names = list(dict.fromkeys([*COLUMNS, *(name for cells in rows for name in cells)]))
+        there = dict.fromkeys(name for cells in rows for name in cells)
+        known = [n for n in _columns(len(LETTERS)) if n in there or n in _columns(2)]
+        names = list(dict.fromkeys([*known, *there]))
         if self.path.suffix == ".csv":
             text = io.StringIO(newline="")
             table = csv.writer(text)
@@ -236,16 +287,22 @@ class TableOfLabels:
             temporary.unlink(missing_ok=True)
 
 
+def _columns(answers: int) -> list[str]:
+    """Of a table whose questions show at most so many answers."""
+    shown = [f"answer_{letter.lower()}" for letter in LETTERS[:answers]]
+    return ["question_id", "prompt", *shown, *SAYS, "about"]
+
+
 def _asking(one: Question) -> Cells:
-    ids = (one.prompt.prompt_id, one.first.candidate_id, one.second.candidate_id)
+    names = _columns(len(one.candidates))
+    answers = zip(names[2:], (c.response for c in one.candidates), strict=False)
     texts = {
         "question_id": one.question_id,
         "prompt": conversation_text(one.prompt.messages),
-        "answer_a": one.first.response,
-        "answer_b": one.second.response,
-        "about": " ".join([one.purpose, *ids]),
+        **dict(answers),
+        "about": one.about.words,
     }
-    return {name: texts.get(name, "") for name in COLUMNS}
+    return {name: texts.get(name, "") for name in names}
 
 
 def _said(
@@ -256,42 +313,34 @@ def _said(
     if not spoken:
         return None
     question_id = cells["question_id"].strip()
-    if spoken.lower() not in VERDICTS:
+    words = cells["about"].strip() or abouts.get(question_id, "").strip()
+    about = read_about(question_id, words)
+    if about is None:
+        return _dropped(f"{NAME}@{place}", "", "unknown_question", question_id[:60])
+    said = _verdict(spoken, len(about.shown))
+    if said is None:
+        write = "A, B, tie or both bad" if len(about.shown) == 2 else "an order as B > A = C"
         raise InputError(
             f"{place}: question {question_id[:30]!r} has the verdict {spoken[:30]!r}; "
-            "write A, B, tie or both bad, or leave it empty"
+            f"write {write}, or leave it empty"
         )
-    # The id is made of what the question is about: a row that was mixed up does not fit it.
-    about = (cells["about"].strip() or abouts.get(question_id, "")).split()
-    purpose, prompt_id, first, second = about if len(about) == 4 else ("", "", "", "")
-    shown = (first, second)
-    if _identity(prompt_id, shown, purpose) != (question_id, shown):
-        return _dropped(f"{NAME}@{place}", "", "unknown_question", question_id[:60])
-    words = [spoken.lower()] if spoken.lower() == "both bad" else []
-    words += [cells["reason"].strip()] if cells["reason"].strip() else []
-    return _Said(
-        place=place,
-        question_id=question_id,
-        prompt_id=prompt_id,
-        shown=shown,
-        verdict=VERDICTS[spoken.lower()],
-        annotator=cells["annotator"].strip(),
-        words=": ".join(words),
-    )
+    reasons = [spoken.lower()] if spoken.lower() == "both bad" else []
+    reasons += [cells["reason"].strip()] if cells["reason"].strip() else []
+    return _Said(place, about, said, cells["annotator"].strip(), ": ".join(reasons))
 
 
-def _judgment(said: _Said) -> Judgment:
-    identity = fingerprint(["human", NAME, said.annotator, said.question_id])
-    return Judgment(
-        judgment_id=identity,
-        prompt_id=said.prompt_id,
-        kind="human",
-        judge=NAME,
-        candidate_ids=said.shown,
-        verdict=said.verdict,
-        reply=said.words or None,
-        annotator=said.annotator or None,
-    )
+def _verdict(spoken: str, answers: int) -> Verdict | tuple[float, ...] | None:
+    """What somebody wrote about so many answers; None where it cannot be read."""
+    if answers == 2 and spoken.lower() in VERDICTS:
+        return VERDICTS[spoken.lower()]
+    labels = LETTERS[:answers]
+    tiers = (tuple(labels),) if spoken.lower() == "tie" else order(spoken.upper(), labels)
+    if tiers is None:
+        return None
+    places = {label: n for n, tier in enumerate(tiers, start=1) for label in tier}
+    if answers == 2:
+        return "tie" if len(tiers) == 1 else "first" if places["A"] == 1 else "second"
+    return tuple(-float(places[label]) for label in labels)
 
 
 def _dropped(record_id: str, prompt_id: str, reason: str, detail: str) -> Dropped:

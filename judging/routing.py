@@ -44,10 +44,20 @@ class PeopleConfig(Config):
     """What people are asked, and when the judges' word is enough without them."""
 
     labels: str
-    """The table of questions, .csv or .jsonl: a build writes it, people fill it in, and the next
-    build reads it."""
+    """Where people answer: a table, .csv or .jsonl, which a build writes, people fill in and the
+    next build reads; or `argilla`."""
     budget: int = Field(ge=1)
     """Most questions asked, one for a prompt."""
+    answers: int = Field(2, ge=2, le=6)
+    """How many answers a question shows; of three and more, people say the order."""
+    overlap: int = Field(3, ge=1)
+    """How many people answer each question of the random slice in Argilla; elsewhere it is one."""
+    gold: str | None = None
+    """A table of pairs whose better answer is known, with `prompt`, `chosen` and `rejected`: they
+    are mixed among the questions and show how well people do."""
+    wait_days: float | None = Field(None, ge=0)
+    """How long the dataset waits for the answers that were asked for; by default it does not, and
+    a later build takes up what has come."""
     calibration: float = Field(0.5, ge=0, le=1)
     """Share of the budget for prompts drawn at random; the rest goes where it is worth most."""
     target_agreement: float = Field(0.8, gt=0.5, lt=1)
@@ -81,6 +91,8 @@ class Standing:
     regret: float
     """Expected, in logits."""
     weight: float
+    texts: tuple[tuple[str, ...], ...]
+    """All candidates, those that say the same together; the likelier best come first."""
     answered: bool = False
     """Whether people have answered a question about it."""
     agreed: bool | None = None
@@ -175,6 +187,9 @@ def _standing(
     worst, rival = other(order[::-1], order[0]), other(likely, likely[0])
     if worst is None or rival is None:
         return None
+    same: dict[str, list[str]] = defaultdict(list)
+    for n in likely:
+        same[" ".join(words[ids[n]])].append(ids[n])
     one, two = likely[0], rival
     probability = win_probability(ranking, one, two)
     if probability < 0.5:
@@ -188,6 +203,7 @@ def _standing(
         probability=probability,
         regret=regret,
         weight=weight,
+        texts=tuple(map(tuple, same.values())),
     )
 
 
@@ -242,8 +258,11 @@ def choose(standing: Iterable[Standing], config: PeopleConfig) -> Choice:
     return Choice(calibrate, frozenset(ask), len(labels) + len(before), trust)
 
 
-def routes(standing: Iterable[Standing], choice: Choice) -> Iterator[Route]:
-    """What is done about each prompt, by what was decided over all of them."""
+def routes(standing: Iterable[Standing], choice: Choice, answers: int) -> Iterator[Route]:
+    """What is done about each prompt, by what was decided over all of them.
+
+    A question shows so many answers, if there are so many that differ.
+    """
     for s in standing:
         decision: Decision = "over_budget"
         pair, probability = s.rivals, s.probability
@@ -263,6 +282,7 @@ def routes(standing: Iterable[Standing], choice: Choice) -> Iterator[Route]:
             regret=s.regret,
             weight=s.weight,
             threshold=choice.trust.threshold,
+            others=tuple(ids[0] for ids in s.texts if not {*ids} & {*pair})[: answers - 2],
         )
 
 

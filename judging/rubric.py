@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal
 
@@ -72,24 +73,29 @@ def load_rubric(name: str, shape: Shape = "pairwise") -> Rubric:
 
     Raises InputError for one that is not there, or that is for another kind of judge.
     """
-    files = {
-        Path(f.name).stem: f
-        for f in resources.files("judging.rubrics").iterdir()
-        if f.name.endswith(".md")
-    }
-    # Those with an underscore are the frames.
-    shipped = sorted(stem for stem in files if not stem.startswith("_"))
-    if name in shipped:
-        text = files[name].read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
-        raise InputError(f"no rubric {name!r}; {suggestion(name, shipped)}")
+    text = rubric_text(name)
     if _PLACEHOLDER.search(text):
         _check_places(name, text, shape)
     else:
-        text = _framed(name, text, files[f"_{shape}"].read_text(encoding="utf-8"))
+        text = _framed(name, text, _shipped()[f"_{shape}"].read_text(encoding="utf-8"))
     return Rubric(Path(name).stem, text.strip())
+
+
+def rubric_text(name: str) -> str:
+    """A rubric as it was written; raises InputError for one that is not there."""
+    files = _shipped()
+    # Those with an underscore are the frames.
+    shipped = sorted(stem for stem in files if not stem.startswith("_"))
+    if name in shipped:
+        return files[name].read_text(encoding="utf-8")
+    if Path(name).is_file():
+        return Path(name).read_text(encoding="utf-8")
+    raise InputError(f"no rubric {name!r}; {suggestion(name, shipped)}")
+
+
+def _shipped() -> dict[str, Traversable]:
+    found = resources.files("judging.rubrics").iterdir()
+    return {Path(f.name).stem: f for f in found if f.name.endswith(".md")}
 
 
 def conversation_text(messages: Messages) -> str:

@@ -24,5 +24,11 @@ class MissingExtra(InputError):
     """An optional dependency is needed; the message says which extra brings it."""
 
 
+class Waiting(PairwrightError):
+    """Nothing failed, and it is not done either: people's answers are awaited."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 class ServiceError(PairwrightError):
     """An engine, endpoint or disk failed after its retries; a rerun continues where it stopped."""

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from pydantic import BaseModel
@@ -20,10 +20,14 @@ FINGERPRINT_DIGITS = 20
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_ATOMS: dict[type, Callable[[Any], str]] = {str: json.encoder.encode_basestring, int: int.__repr__}
 
 
 def canonical_json(value: Any) -> str:
     """`value` as JSON with sorted keys and no spaces; raises TypeError on what has no such form."""
+    if type(value) in (list, tuple) and _ATOMS.keys() >= set(map(type, value)):
+        # The same, several times as fast: nearly all ids are made of a few other ids.
+        return f"[{','.join([_ATOMS[type(v)](v) for v in value])}]"
     return _ENCODER.encode(_plain(value))
 
 

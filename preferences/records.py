@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from preferences.fingerprint import fingerprint
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised when a field changes meaning; stored in every Parquet file's metadata."""
 
 Verdict = Literal["first", "second", "tie"]
@@ -137,6 +137,10 @@ class Judgment:
     completion_tokens: int | None = None
     cost: float | None = None
     annotator: str | None = None
+    answered_at: str | None = None
+    """When a person answered, in UTC, as 2026-01-31T18:00:00Z."""
+    suggested: bool | None = None
+    """Whether that person saw a suggested answer beforehand."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -217,6 +221,8 @@ class Route:
     """Of the prompt's category: regret times weight is what an answer is worth."""
     threshold: float | None
     """The confidence that is enough; None where none was found to be."""
+    others: tuple[str, ...] = ()
+    """Candidates that people rank together with the two, where a question shows more."""
 
 
 Record = Prompt | Candidate | Judgment | Ranking | Preference | Triplet | Dropped | Route

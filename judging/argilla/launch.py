@@ -40,8 +40,10 @@ def main(listener: int, home: Path) -> None:
         os.environ["ARGILLA_REDIS_URL"] = url
         _prepare_database(home / "argilla.db")
         import search_engine  # noqa: F401, registers itself
+        import shortcuts
         import text_index
 
+        shortcuts.take()
         _create_accounts(accounts)
         text_index.catch_up(home)
         with _worker():

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Literal, NoReturn
+from urllib.parse import quote
 
 import httpx
 
@@ -62,7 +64,7 @@ def serve(home: Path, host: str, port: int) -> None:
         with _started(home, host, port, _say) as (address, process):
             _say(f"Argilla: {address.url}")
             if address.created:
-                _say(_told_once(address.created))
+                _say(told_once(address.created))
             _say("Ctrl-C stops it.")
             process.wait()
             raise _ended(home)
@@ -85,6 +87,28 @@ def running(
         yield address
 
 
+def running_at(home: Path) -> tuple[str, str] | None:
+    """URL of the server that runs on this folder, and an owner's API key; None where none runs."""
+    address, lock = home / "address", home / "lock"
+    if not (address.exists() and lock.exists()):
+        return None
+    with lock.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            url = address.read_text()
+        else:
+            return None  # A server that was killed could not remove its address.
+    if not answers(url):
+        return None
+    # The database has the keys themselves; so who can read this folder needs no other secret.
+    database = f"file:{quote(str(home / 'argilla.db'))}?mode=ro"
+    with closing(sqlite3.connect(database, uri=True)) as connection:
+        owner = "SELECT api_key FROM users WHERE role = 'owner' ORDER BY inserted_at LIMIT 1"
+        found = connection.execute(owner).fetchone()
+    return (url, str(found[0])) if found else None
+
+
 def answers(url: str) -> bool:
     """Whether an Argilla server answers there."""
     try:
@@ -104,7 +128,8 @@ def _started(
     told = home / "accounts-told"
     # A start that was interrupted has told nobody: then they get new passwords.
     accounts = () if told.exists() else _new_accounts()
-    with _bound(host, port) as listener, _owned(home) as lock, _log(home).open("ab") as log:
+    # The folder first: the worker of a server that was killed holds the port a little longer.
+    with _owned(home) as lock, _bound(host, port) as listener, _log(home).open("ab") as log:
         say("Starting Argilla …")
         process = subprocess.Popen(
             [python, Path(__file__).with_name("launch.py"), str(listener.fileno()), home],
@@ -123,8 +148,10 @@ def _started(
         url = _url(host, port)
         _await_ready(process, accounts, url, home)
         told.touch()
+        (home / "address").write_text(url)
         yield Address(url, accounts), process
     finally:
+        (home / "address").unlink(missing_ok=True)
         _stop(process)
 
 
@@ -261,7 +288,8 @@ def _url(host: str, port: int) -> str:
     return f"http://{here or (f'[{host}]' if ':' in host else host)}:{port}"
 
 
-def _told_once(accounts: tuple[Account, ...]) -> str:
+def told_once(accounts: tuple[Account, ...]) -> str:
+    """The accounts of a first start, as people are to read them."""
     lines = [
         "Accounts, shown this once (change passwords and add people under My settings / Users):",
         *(f"  {a.username:<10} password {a.password}   API key {a.api_key}" for a in accounts),

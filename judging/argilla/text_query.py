@@ -8,6 +8,7 @@ Runs inside the Argilla server, so it imports nothing of Pairwright.
 
 from __future__ import annotations
 
+import html
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -19,6 +20,7 @@ EVERY = "\ue000"
 """A word that each row has in the column `everything`, so that `-word` alone can be answered."""
 IDEOGRAPHS = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 """Written without spaces, each is a word of its own."""
+TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 TERM = re.compile(r'(?P<minus>-?)(?:"(?P<phrase>[^"]*)"|(?P<word>[^\s"|]+))|(?P<bar>\|)')
 
 
@@ -65,7 +67,10 @@ def text_of(value: Any) -> str:
     """The words of a field: a text, a chat's messages, or whatever a custom field holds."""
     if isinstance(value, dict):
         chat = set(value) == {"role", "content"}
-        return text_of(value["content"]) if chat else text_of(list(value.values()))
+        if chat:
+            return text_of(value["content"])
+        # A custom field holds HTML, of which people see the words.
+        return html.unescape(TAG.sub(" ", text_of(list(value.values()))))
     if isinstance(value, list):
         return "\n".join(map(text_of, value))
     return "" if value is None else str(value)

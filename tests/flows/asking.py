@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from flows.build import _make_all
-from flows.plan import make_plan
+from flows.labels import plan_with_answers
 from flows.progress import Progress
 from flows.recipe import load_recipe
 from flows.run import Run
@@ -131,7 +131,7 @@ def write_recipe(
 def prepared(recipe: Path, store: Store | Path | str) -> Run:
     """The recipe, ready to be carried out in a store."""
     place = store if isinstance(store, Store) else Store(store)
-    return Run(make_plan(load_recipe(recipe, dataset_only=True)), place, Progress())
+    return Run(plan_with_answers(load_recipe(recipe, dataset_only=True), place), place, Progress())
 
 
 def carry_out(recipe: Path, store: Store | Path | str) -> Run:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from flows import stages
+from flows import labelling, labels, stages
 from flows.build import _make_all
 from flows.progress import Progress
 from flows.recipe import load_recipe
@@ -27,6 +28,7 @@ from judging.people import question
 from preferences.errors import InputError
 from preferences.records import Candidate, Dropped, Judgment, Preference, Route
 from tests.flows.asking import Models, parts, prepared, serving, write_recipe
+from tests.judging.groups import group
 
 PROMPTS = 60
 BUDGET = 40
@@ -158,10 +160,10 @@ def test_a_build_asks_and_goes_on_without_answers(
         "over_budget": 20,
     }
     said = capsys.readouterr()
-    line = f"people: 0 of 40 questions in {world.table} are answered; fill in its `verdict` and run"
+    line = f"people: 0 of 40 answers are in {world.table}; fill in its `verdict` and run"
     assert line in " ".join((said.err + said.out).split())
     report = " ".join(printed(world).split())
-    assert "0 of 40 questions" in report
+    assert "0 of 40 answers" in report
     assert "The threshold is the recipe's and not shown by people: 0 answers" in report
 
 
@@ -247,7 +249,7 @@ def test_people_who_agree_show_from_where_judges_can_be_trusted(world: World) ->
     assert "| agreement wanted where judges are trusted alone | 60% |" in card
     assert "| kept on the judges' word alone | 20 (33.3%) |" in card
     report = " ".join(printed(world).split())
-    assert f"all 40 questions in {world.table} are answered" in report
+    assert f"all 40 answers are in {world.table}" in report
     assert f"P ≥ {least:.3f}" in report
     # The annotator is a rater among the others.
     assert "people/ann" in report
@@ -329,19 +331,10 @@ def test_answers_that_fit_nothing_are_dropped_with_reasons(world: World) -> None
     world.build()
     world.fill(first_text)
     rows = world.rows()
-    elsewhere = question(*_others(), "ask")
+    of = group("a", "b", question="of another recipe")
+    elsewhere = question(of.prompt, of.candidates, "ask")
     rows[0]["question_id"] = "q0"
-    rows[1] |= {
-        "question_id": elsewhere.question_id,
-        "about": " ".join(
-            [
-                "ask",
-                elsewhere.prompt.prompt_id,
-                elsewhere.first.candidate_id,
-                elsewhere.second.candidate_id,
-            ]
-        ),
-    }
+    rows[1] |= {"question_id": elsewhere.question_id, "about": elsewhere.about.words}
     answered = iter(rows)
     world.fill(lambda row: next(answered))
     run = world.build()
@@ -349,13 +342,6 @@ def test_answers_that_fit_nothing_are_dropped_with_reasons(world: World) -> None
     reasons = Counter(d.reason for d in run.store.read(run.plan.answers, Dropped, kind="dropped"))
     assert reasons == {"unknown_question": 1, "unknown_prompt": 1}
     assert run.store.count(run.plan.answers) == BUDGET - 2
-
-
-def _others() -> tuple[Any, Any, Any]:
-    from tests.judging.groups import group
-
-    of = group("a", "b", question="of another recipe")
-    return of.prompt, *of.candidates
 
 
 def test_shards_change_nothing_of_what_people_are_asked(world: World, tmp_path: Path) -> None:
@@ -436,3 +422,93 @@ def test_no_judge_is_called_people_where_people_are_asked(world: World) -> None:
     world.recipe.write_text(yaml.safe_dump(values))
     with pytest.raises(InputError, match="none can be named 'people'; rename it"):
         load_recipe(world.recipe)
+
+
+def test_a_dataset_can_wait_for_people(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.change(wait_days=2)
+    run = world.build()
+    assert run.store.manifest(run.plan.dataset) is None
+    assert run.store.manifest(run.plan.rankings) is None
+    assert "0 of 40 answers" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "the dataset waits until" in said
+    world.fill(first_text, BUDGET - 1)
+    run = world.build()
+    assert run.store.manifest(run.plan.dataset) is None
+    world.fill(first_text)
+    run = world.build()
+    assert run.store.manifest(run.plan.dataset) is not None
+
+
+def test_the_wait_ends_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.change(wait_days=2)
+    run = world.build()
+    since = labels.asked_before(run.plan.recipe, run.store)
+    assert since is not None
+    for hours, is_made in ((47, False), (49, True)):
+        later = since.since + timedelta(hours=hours)
+        monkeypatch.setattr(labels, "now", lambda later=later: later)
+        run = world.build()  # Which does not begin the wait anew.
+        assert (run.store.manifest(run.plan.dataset) is not None) == is_made
+    # Nor does the dataset wait again for who answers later than that.
+    world.fill(first_text, 1)
+    late = world.build()
+    assert late.plan.dataset != run.plan.dataset
+    assert late.store.manifest(late.plan.dataset) is not None
+
+
+def test_people_put_three_answers_in_order(world: World) -> None:
+    world.change(answers=3, budget=20)
+    world.build()
+    rows = world.rows()
+    # All three have the same three authors, whose texts begin with their numbers.
+    assert all(sorted(row[f"answer_{x}"][0] for x in "abc") == ["0", "1", "2"] for row in rows)
+
+    def by_number(row: dict[str, str]) -> dict[str, str]:
+        letters = sorted("abc", key=lambda x: row[f"answer_{x}"][0], reverse=True)
+        return {"verdict": f"{letters[0]} > {letters[1]} = {letters[2]}".upper()}
+
+    world.fill(by_number)
+    run = world.build()
+    assert run.plan.answers is not None
+    texts = {
+        c.candidate_id: c.response
+        for a in run.plan.candidates
+        for c in run.store.read(a, Candidate)
+    }
+    said = list(run.store.read(run.plan.answers, Judgment))
+    assert len(said) == 20
+    for judgment in said:
+        found = {
+            texts[i][0]: s
+            for i, s in zip(judgment.candidate_ids, judgment.scores or (), strict=True)
+        }
+        assert found == {"2": -1, "1": -2, "0": -2}
+
+
+def test_gold_questions_are_asked_and_are_no_judgments(world: World) -> None:
+    gold = [{"prompt": f"gold {n}", "chosen": "right", "rejected": "wrong"} for n in range(5)]
+    (world.folder / "gold.jsonl").write_text("".join(json.dumps(row) + "\n" for row in gold))
+    world.change(gold="gold.jsonl", wait_days=2)
+    world.build()
+    assert len(world.rows()) == BUDGET + 5
+    assert (
+        sum({row["answer_a"], row["answer_b"]} == {"right", "wrong"} for row in world.rows()) == 5
+    )
+    world.fill(lambda row: {} if "right" in row.values() else first_text(row))
+    run = world.build()  # Which does not wait for gold.
+    assert run.store.manifest(run.plan.dataset) is not None
+    world.fill(first_text)
+    after = world.build()
+    assert after.plan.dataset == run.plan.dataset
+    assert len(world.rows()) == BUDGET + 5
+
+
+def test_answers_come_in_through_an_exported_table(world: World, tmp_path: Path) -> None:
+    run = world.build()
+    hers = World(tmp_path / "ann")
+    where = (world.recipe, {}, run.store.url)
+    labelling.export(*where, hers.table)
+    hers.fill(first_text)
+    assert labelling.take_in(*where, hers.table) == BUDGET
+    assert labelling.take_in(*where, hers.table) == 0
+    assert world.build().plan.dataset != run.plan.dataset

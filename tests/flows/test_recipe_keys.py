@@ -12,9 +12,11 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from flows import stages
 from flows.evaluation import evaluate
+from flows.labels import argilla_people
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import Recipe, load_recipe
@@ -22,10 +24,16 @@ from flows.run import Run
 from flows.train import train_model
 from generation.engine import EngineConfig, EngineRuntime
 from preferences.config import Config
-from preferences.store import Store
+from preferences.errors import InputError, ServiceError
+from preferences.store import Artifact, Store
 from tests.flows.test_recipe_judges import KINDS, judging, write_recipe
 from tests.generation.endpoint import Answer, Endpoint, reply
 from tests.generation.tiny_model import write_model, write_reward_model
+from training.loop import train
+from training.methods import Alignment
+from training.ppo import PPOConfig
+from training.settings import TrainingConfig
+from training.texts import gather_texts
 
 Key = tuple[type[Config], str]
 
@@ -99,6 +107,7 @@ def carry_out(folder: Path, recipe: dict[str, Any]) -> Store:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.name
 
@@ -155,9 +164,12 @@ def test_every_key_is_read_by_the_code_that_uses_it(
         "runtime": {"engines": {"far": asking, "judge": asking}, "store": str(tmp_path / "store")},
     }
     try:
-        carry_out(tmp_path, asked)
+        store = carry_out(tmp_path, asked)
     finally:
         endpoint.close()
+    train_by_every_method(tmp_path / "trained", model, store)
+    monkeypatch.setenv("ARGILLA_API_KEY", "none")
+    ask_in_argilla(asked)
 
     pairs = [
         {"prompt": f"What is {n} and {n}?", "chosen": str(2 * n), "rejected": "I forgot."}
@@ -203,6 +215,46 @@ def test_every_key_is_read_by_the_code_that_uses_it(
     start_of_vllm(model, monkeypatch)
 
     assert sorted(f"{c.__name__}.{name}" for c, name in all_keys() - used) == []
+
+
+def train_by_every_method(folder: Path, model: str, store: Store) -> None:
+    """A step of each, on the dataset that was made."""
+    write(folder / "new.jsonl", [{"text": f"The number {n} comes next. " * 20} for n in range(9)])
+    gather_texts([str(folder / "new.jsonl")], [str(folder / "new.jsonl")], folder / "texts")
+    (pairs,) = store.manifests("dataset")
+    dataset = Path(store.folder(Artifact("dataset", pairs.fingerprint)))
+    tiny = {"model": model, "dtype": "float32", "probe": None, "max_steps": 1, "batch_size": 2}
+    stop = {"early_stopping": {"metric": "loss", "patience": 1}}
+    methods: list[dict[str, Any]] = [
+        {"method": "dpo", "weights": "bottleneck", "labels": "soft", **stop},
+        {"method": "sft", "weights": "prompt_tuning", "virtual_tokens": 2},
+        {"method": "orpo"},
+        {"method": "kto"},
+        {"method": "reward"},
+        {"method": "pretraining", "max_length": 32},
+    ]
+    answers = {"method": "ppo", "rollouts": 2, "max_tokens": 4}
+    methods += [{**answers, "reward_functions": {"f": "x:f"}, "kl": {"kind": "adaptive"}}]
+    for number, method in enumerate(methods):
+        config: TrainingConfig = TypeAdapter(Alignment).validate_python({**tiny, **method})
+        if isinstance(config, PPOConfig):
+            config = config.given({"f": lambda messages, answer: -float(len(answer))})
+        data = folder / "texts" if config.method == "pretraining" else dataset
+        train(config, data, folder / f"run-{number}")
+    rewarded = {**tiny, **answers, "reward_model": str(folder / "run-4"), "reward_samples": 2}
+    # A model of random weights never comes to an end.
+    with pytest.raises(InputError, match="0 finished answers"):
+        train(TypeAdapter(Alignment).validate_python(rewarded), dataset, folder / "rewarded")
+
+
+def ask_in_argilla(recipe: dict[str, Any]) -> None:
+    """What the server would be asked with; its own tests start one."""
+    values = {**recipe, "people": {"labels": "argilla", "budget": 4}}
+    loaded = Recipe.model_validate(values)
+    with pytest.raises(ServiceError, match="no Argilla server"):
+        argilla_people(loaded, Store("memory://keys"))
+    assert loaded.people is not None
+    assert loaded.people.overlap == 3
 
 
 def ask_every_language_model_judge(folder: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from judging.judge import Group
-from judging.people import COLUMNS, Question, TableOfLabels, answers_on, question
+from judging.people import Question, TableOfLabels, answers_on, question
 from preferences.errors import InputError
 from preferences.records import Dropped, Judgment
 from tests.judging.groups import group
@@ -42,7 +42,7 @@ KINDS = pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def questions(*answers: str, purpose: str = "ask") -> list[Question]:
     """A prompt for every two answers that follow each other, with a question about them."""
     return [
-        question(one.prompt, *one.candidates, purpose)  # type: ignore[arg-type]
+        question(one.prompt, one.candidates, purpose)  # type: ignore[arg-type]
         for n, (a, b) in enumerate(pairwise(answers))
         for one in [group(a, b, question=f"{n}: {a}")]
     ]
@@ -116,15 +116,15 @@ def test_no_answer_is_flipped_on_its_way_through_the_table(
         groups = [
             group(one, two, question=f"question {n}") for n, (one, two, *_) in enumerate(told)
         ]
-        table.ask(question(g.prompt, *g.candidates, "ask") for g in groups)
+        table.ask(question(g.prompt, g.candidates, "ask") for g in groups)
         liked: dict[str, str | None] = {}
         said: dict[str, str] = {}
         for of, (_, _, verdict, spelling) in zip(groups, told, strict=True):
             one, other = of.candidates
-            asked = question(of.prompt, one, other, "ask")
+            asked = question(of.prompt, (one, other), "ask")
             preferred = {"better": one, "worse": other, "neither": None}[verdict]
             liked[of.prompt.prompt_id] = preferred.candidate_id if preferred else None
-            letter = "A" if preferred == asked.first else "B"
+            letter = "A" if preferred == asked.candidates[0] else "B"
             said[asked.question_id] = (
                 spelling.replace("A", letter).replace("a", letter.lower()) if preferred else "Tie"
             )
@@ -136,8 +136,8 @@ def test_no_answer_is_flipped_on_its_way_through_the_table(
             found = {j.prompt_id: winner(j) for j in judgments(table)}
             assert found == liked
             extra = group("more", "less", question="another")
-            more = question(extra.prompt, *extra.candidates, "ask")
-            table.ask([more, *(question(g.prompt, *g.candidates, "ask") for g in groups)])
+            more = question(extra.prompt, extra.candidates, "ask")
+            table.ask([more, *(question(g.prompt, g.candidates, "ask") for g in groups)])
 
 
 @KINDS
@@ -145,11 +145,11 @@ def test_no_answer_is_flipped_on_its_way_through_the_table(
 def test_people_read_the_texts_as_they_were_written(kind: str, text: str, tmp_path: Path) -> None:
     table = TableOfLabels(tmp_path / f"labels.{kind}")
     of = group(text, f"not {text}", question=text + " is the question")
-    asked = question(of.prompt, *of.candidates, "ask")
+    asked = question(of.prompt, of.candidates, "ask")
     table.ask([asked])
     [cells] = read(table.path)
     shown = [cells["prompt"], cells["answer_a"], cells["answer_b"]]
-    texts = [of.prompt.messages[0].content, asked.first.response, asked.second.response]
+    texts = [of.prompt.messages[0].content, *(c.response for c in asked.candidates)]
     meant = [text.encode("utf-8", "replace").decode() for text in texts]
     if kind == "csv":
         for cell in shown:
@@ -163,22 +163,14 @@ def test_each_answer_stands_first_half_of_the_time() -> None:
     first = low = 0
     for n in range(2000):
         of = group(f"good {n}", f"bad {n}", question=str(n))
-        asked = question(of.prompt, *of.candidates, "ask")
+        asked = question(of.prompt, of.candidates, "ask")
         # However the pair is named, the question is the same.
-        assert question(of.prompt, *of.candidates[::-1], "ask") == asked
-        first += asked.first == of.candidates[0]
-        low += asked.first.candidate_id < asked.second.candidate_id
+        assert question(of.prompt, of.candidates[::-1], "ask") == asked
+        first += asked.candidates[0] == of.candidates[0]
+        low += asked.candidates[0].candidate_id < asked.candidates[1].candidate_id
     # 1,000 ± 3.3 standard deviations of √500 = 22.4.
     assert abs(first - 1000) < 74
     assert abs(low - 1000) < 74
-
-
-def test_only_questions_asked_for_their_own_worth_may_show_a_suggestion() -> None:
-    [ask] = questions("a", "b", purpose="ask")
-    [calibrate] = questions("a", "b", purpose="calibrate")
-    assert ask.may_suggest
-    assert not calibrate.may_suggest
-    assert ask.question_id != calibrate.question_id
 
 
 def test_ids_are_no_numbers_to_a_spreadsheet() -> None:
@@ -197,7 +189,7 @@ def test_an_unanswered_question_stays_unanswered(kind: str, tmp_path: Path) -> N
     assert judgments(table) == []
     fill(table.path, lambda row: {"verdict": "A" if row["answer_a"] in "ab" else ""})
     assert {j.prompt_id for j in judgments(table)} == {
-        q.prompt.prompt_id for q in asked if q.first.response in "ab"
+        q.prompt.prompt_id for q in asked if q.candidates[0].response in "ab"
     }
 
 
@@ -252,7 +244,10 @@ def test_each_annotator_has_a_row_and_a_judgment(kind: str, tmp_path: Path) -> N
     rows[1] |= {"annotator": "bob", "verdict": "B"}
     write(table.path, rows)
     found = {j.annotator: winner(j) for j in judgments(table)}
-    assert found == {"ann": asked.first.candidate_id, "bob": asked.second.candidate_id}
+    assert found == {
+        "ann": asked.candidates[0].candidate_id,
+        "bob": asked.candidates[1].candidate_id,
+    }
     assert len({j.judgment_id for j in judgments(table)}) == 2
 
 
@@ -323,7 +318,7 @@ def test_a_verdict_that_cannot_be_read_is_named_with_its_row(
 
 def test_a_table_saved_with_semicolons_is_told_from_one_without_questions(tmp_path: Path) -> None:
     table = TableOfLabels(tmp_path / "labels.csv")
-    table.path.write_text(";".join(COLUMNS) + "\n" + ";" * 7 + "\n")
+    table.path.write_text("question_id;prompt;answer_a;answer_b;verdict;about\n" + ";" * 5 + "\n")
     with pytest.raises(InputError, match=r"only one column, 'question_id;prompt.*with commas"):
         list(table.answers())
 
@@ -344,7 +339,7 @@ def test_a_table_is_csv_or_json_lines() -> None:
 def test_answers_on_what_is_no_longer_there_are_dropped(tmp_path: Path) -> None:
     table = TableOfLabels(tmp_path / "labels.csv")
     here, gone, changed = (group("a", "b", question=q) for q in ("here", "gone", "changed"))
-    table.ask(question(g.prompt, *g.candidates, "ask") for g in (here, gone, changed))
+    table.ask(question(g.prompt, g.candidates, "ask") for g in (here, gone, changed))
     fill(table.path, lambda row: {"verdict": "A"})
     left = Group(changed.prompt, changed.candidates[:1])
     found = list(answers_on([here, left], table.answers()))
@@ -357,5 +352,5 @@ def test_answers_on_what_is_no_longer_there_are_dropped(tmp_path: Path) -> None:
 
 def test_a_question_for_each_pair_has_an_id_of_its_own() -> None:
     of: Group = group("a", "b", "c", "d")
-    ids = {question(of.prompt, *pair, "ask").question_id for pair in combinations(of.candidates, 2)}
+    ids = {question(of.prompt, pair, "ask").question_id for pair in combinations(of.candidates, 2)}
     assert len(ids) == 6

@@ -51,6 +51,7 @@ def prompts(confidences: Sequence[float], regrets: Sequence[float] | None = None
             probability=0.5 + (p - 0.5) / 2,
             regret=1 - p if regrets is None else regrets[n],
             weight=1.0,
+            texts=(("best",), ("second", "the same"), ("worst",)),
         )
         for n, p in enumerate(confidences)
     ]
@@ -130,7 +131,7 @@ def test_the_budget_is_never_exceeded_however_people_answer(
         assert len(choice.calibrate | choice.ask | asked) <= budget
         assert asked <= choice.calibrate | choice.ask
         assert choice.answered == len(asked)
-        decisions = Counter(r.decision for r in routes(known, choice))
+        decisions = Counter(r.decision for r in routes(known, choice, 2))
         assert decisions["calibrate"] == len(choice.calibrate) <= budget * share
         assert decisions["ask"] == len(choice.ask)
         for prompt_id in sorted(choice.calibrate | choice.ask):
@@ -169,7 +170,7 @@ def test_the_rest_goes_where_an_answer_is_worth_most() -> None:
     choice = choose(known, config(budget=6, calibration=0.5))
     others = [s.prompt_id for s in known if s.prompt_id not in choice.calibrate]
     assert choice.ask == set(others[-3:])
-    assert Counter(r.decision for r in routes(known, choice)) == {
+    assert Counter(r.decision for r in routes(known, choice, 2)) == {
         "calibrate": 3,
         "ask": 3,
         "over_budget": 24,
@@ -200,7 +201,7 @@ def test_nobody_is_asked_by_worth_where_judges_are_sure() -> None:
     known = prompts([0.95] * 5 + [0.6])
     choice = choose(known, config(budget=6, calibration=0, keep=0.9))
     assert choice.ask == {"0005"}
-    assert [r.decision for r in routes(known, choice)] == ["keep"] * 5 + ["ask"]
+    assert [r.decision for r in routes(known, choice, 2)] == ["keep"] * 5 + ["ask"]
 
 
 def test_what_people_have_answered_stays_asked() -> None:
@@ -228,12 +229,12 @@ def test_the_slice_asks_about_best_and_worst_and_worth_about_the_two_that_may_be
     assert s.regret == pytest.approx(-0.2 * norm.cdf(z) + math.sqrt(0.2) * norm.pdf(z), rel=0.1)
     asked = choose([s], config(budget=1, calibration=0))
     drawn = choose([s], config(budget=1, calibration=1))
-    assert [(r.first_id, r.second_id, r.probability) for r in routes([s], drawn)] == [
+    assert [(r.first_id, r.second_id, r.probability) for r in routes([s], drawn, 2)] == [
         (s.best, s.worst, s.confidence)
     ]
     assert asked.ask == set()  # P = 0.96 is sure enough; with 0.99 it would not be.
     unsure = choose([s], config(budget=1, calibration=0, keep=0.99))
-    assert [(r.first_id, r.second_id, r.probability) for r in routes([s], unsure)] == [
+    assert [(r.first_id, r.second_id, r.probability) for r in routes([s], unsure, 2)] == [
         (*s.rivals, s.probability)
     ]
 
@@ -294,7 +295,7 @@ def test_neither_order_nor_shards_change_a_route(seed: int, cut: int, order: Any
             return heard(found, {s.prompt_id: s.regret < 0.2 for s in found if seed % 2})
 
         choice = choose(known(), wanted)
-        return {r.prompt_id: r for r in routes(known(), choice)}
+        return {r.prompt_id: r for r in routes(known(), choice, 2)}
 
     whole = routed([(rankings, groups)])
     places = list(range(60))
@@ -316,7 +317,7 @@ def test_routes_come_back_from_parquet_as_they_were() -> None:
             trust=dataclasses.replace(choose(known, config()).trust, threshold=None),
         ),
     ):
-        made = list(routes(known, choice))
+        made = list(routes(known, choice, 2))
         assert from_table(Route, to_table(Route, made)) == made
 
 
@@ -369,7 +370,7 @@ def test_nobody_is_kept_where_people_show_that_judges_cannot_be_trusted() -> Non
     agreed = {s.prompt_id: bool(c) for s, c in zip(known, coin, strict=True)}
     choice = choose(heard(known, {p: agreed[p] for p in drawn}), wanted)
     assert (choice.trust.labels, choice.trust.threshold) == (100, None)
-    assert Counter(r.decision for r in routes(known, choice)) == {
+    assert Counter(r.decision for r in routes(known, choice, 2)) == {
         "calibrate": 100,
         "ask": 100,
         "over_budget": 100,
@@ -452,3 +453,24 @@ def test_a_recipe_asks_for_what_can_be_had() -> None:
         config(category_weights={"code": -1})
     with pytest.raises(ValidationError):
         config(category_weights={"code": math.nan})
+
+
+def test_people_rank_the_pair_with_the_likelier_best_that_say_something_else() -> None:
+    [s] = prompts([0.9])
+    s = dataclasses.replace(
+        s,
+        rivals=("b", "d"),
+        # b and c say the same, so nobody has to read c; a is likelier the best than e.
+        texts=(("b", "c"), ("a",), ("d",), ("e", "f")),
+    )
+    choice = choose([s], config(calibration=0, keep=0.999))
+    shown = {
+        n: [(r.first_id, r.second_id, *r.others) for r in routes([s], choice, n)]
+        for n in (2, 3, 4, 6)
+    }
+    assert shown == {
+        2: [("b", "d")],
+        3: [("b", "d", "a")],
+        4: [("b", "d", "a", "e")],
+        6: [("b", "d", "a", "e")],
+    }

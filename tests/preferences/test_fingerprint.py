@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 from typing import Any
 
@@ -94,3 +95,8 @@ def test_a_file_stands_for_its_bytes_however_long_it_is() -> None:
     data = b"x" * (1 << 20) + b"tail"
     expected = hashlib.sha256(data).hexdigest()[:20]
     assert file_fingerprint(io.BytesIO(data)) == expected
+
+
+@given(st.lists(st.text() | st.integers() | st.sampled_from(["\ud83d", '"\\\x00\u2028'])))
+def test_lists_of_texts_and_numbers_are_the_json_they_always_were(value: list[str | int]) -> None:
+    assert canonical_json(value) == json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -21,7 +21,7 @@ import pytest
 
 from judging.argilla import server
 from judging.argilla.environment import argilla_python
-from judging.argilla.server import Address, answers, running
+from judging.argilla.server import Address, answers, running, running_at
 from preferences.errors import InputError, ServiceError
 from tests.judging.argilla.argilla_api import TEXT, Client, Dataset, create_dataset, labels
 from tests.judging.argilla.conftest import client_of
@@ -314,3 +314,17 @@ def listening() -> Iterator[tuple[str, list[bytes]]]:
         finally:
             page.shutdown()
             thread.join()
+
+
+def test_who_can_read_the_folder_finds_the_server_and_a_key(
+    environment: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    assert running_at(home) is None
+    with running(home, port=0) as address:
+        owner = next(a for a in address.created if a.role == "owner")
+        assert running_at(home) == (address.url, owner.api_key)
+    assert running_at(home) is None
+    # As after a kill: the address is still there, and nobody holds the folder.
+    (home / "address").write_text(address.url)
+    assert running_at(home) is None
