@@ -77,7 +77,7 @@ def test_a_configuration_and_a_record_stand_for_their_fields() -> None:
         math.inf,
         -math.inf,
         {1, 2},
-        object(),
+        pytest.param(object(), id="an object"),
         print,
         b"bytes",
         {1: "a"},
