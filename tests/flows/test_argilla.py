@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from flows import labelling, labels
 from flows.poll import is_due
 from flows.run import Run
+from flows.webhook import DESCRIPTION, told_of_answers
+from judging.argilla.api import connect
 from judging.argilla.environment import argilla_python
 from judging.argilla.server import Address, running
 from preferences.errors import ServiceError
@@ -141,3 +145,30 @@ def test_without_a_server_the_answers_that_are_here_have_to_do(
     labels.take_up(*labelling.loaded(*where), said.append)
     assert "no new answers from Argilla" in said[0]
     assert len(labels.answers_so_far(run.plan.recipe, run.store)) == BUDGET
+
+
+def test_an_answer_starts_the_poll_at_once(asking: World, argilla: Address) -> None:
+    asking.change(overlap=1)
+    run = asking.build()
+    owner = client_of(argilla, "owner")
+    # As a process that was killed leaves it.
+    left = {"url": "http://127.0.0.1:9/gone", "events": ["record.completed"]}
+    owner("POST", "/webhooks", {**left, "description": DESCRIPTION})
+    polls: list[int] = []
+    polled = threading.Event()
+
+    def poll() -> None:
+        polls.append(1)
+        polled.set()
+
+    api = connect(argilla.url, next(a.api_key for a in argilla.created if a.role == "owner"))
+    with told_of_answers(api, poll, pause=3):
+        (hook,) = owner("GET", "/webhooks")["items"]
+        assert hook["url"] != left["url"]
+        # Who does not know the path is not heard.
+        assert httpx.post(hook["url"] + "x", trust_env=False).status_code == 404
+        answer_all(argilla, "annotator", run, min)
+        assert polled.wait(30)
+    assert owner("GET", "/webhooks")["items"] == []
+    # Forty answers came in a burst.
+    assert len(polls) < 5
