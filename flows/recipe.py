@@ -255,7 +255,7 @@ def _resolve(value: Any, folder: Path, is_path: bool = False) -> Any:
 def _explain(error: ValidationError) -> str:
     """The first of pydantic's errors, as one line with a cure."""
     first = error.errors(include_url=False)[0]
-    tags = _KINDS if first["loc"][0] != "alignment" else METHODS
+    tags = METHODS if first["loc"][:1] == ("alignment",) else _KINDS
     location = [part for part in first["loc"] if part not in tags]
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
     kind = first["type"]

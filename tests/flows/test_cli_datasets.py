@@ -78,8 +78,9 @@ def test_diff_shows_what_changed_and_as_json_too(tmp_path: Path) -> None:
     after = write(tmp_path / "b.jsonl", ("no", "yes"), ("up", "down"), ("in", "out"))
     shown = pairwright("diff", before, after)
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "a.jsonl: 2 pairs of 2 prompts" in shown.stdout
-    assert "b.jsonl: 3 pairs of 3 prompts" in shown.stdout
+    told = "".join(shown.stdout.split())  # Wherever the lines are broken.
+    assert "a.jsonl:2pairsof2prompts" in told
+    assert "b.jsonl:3pairsof3prompts" in told
     found = json.loads(pairwright("diff", before, after, "--json").stdout)
     assert found["before"] == {"dataset": str(before), "pairs": 2, "prompts": 2}
     assert found["after"] == {"dataset": str(after), "pairs": 3, "prompts": 3}

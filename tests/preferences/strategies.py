@@ -52,5 +52,6 @@ def _value(hint: Any) -> st.SearchStrategy[Any]:
         str: ANY_TEXT,
         int: st.integers(-(2**63), 2**63 - 1),
         float: st.floats(allow_nan=False),
+        bool: st.booleans(),
     }
     return kinds[hint]

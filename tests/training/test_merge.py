@@ -145,7 +145,7 @@ def test_a_merge_that_breaks_off_leaves_nothing_and_is_made_anew(
     run, output = run_of("lora"), tmp_path / "merged"
     with monkeypatch.context() as patch:
 
-        def fails(*_: Any) -> None:
+        def fails(*_: Any, **__: Any) -> None:
             assert (tmp_path / "merged.part" / "model.safetensors").exists()  # it was half done
             raise OSError(28, "No space left on device")
 
