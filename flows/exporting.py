@@ -9,7 +9,8 @@ from flows.running import planned
 from flows.train import local_folder
 from preferences.card import markdown_table
 from preferences.errors import InputError
-from preferences.export import export, push_to_hub, ranking_rows, require_new, write_rows
+from preferences.export import export, ranking_rows, require_new, write_rows
+from preferences.hub import push_to_hub
 from preferences.records import Candidate, Prompt, Ranking
 
 
@@ -42,4 +43,4 @@ def export_dataset(
             counts = export(folder, output, form, plan.recipe.name)
     yield f"Wrote {output}: " + ", ".join(f"{n:,} {split} rows" for split, n in counts.items())
     if repository is not None:
-        yield f"Pushed to {push_to_hub(output, repository, private)}"
+        yield f"Pushed to {push_to_hub(output, repository, 'dataset', private)}"

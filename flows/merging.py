@@ -13,8 +13,9 @@ from flows.running import planned
 from flows.train import local_folder
 from preferences.errors import InputError
 from preferences.estimate import Estimate
+from preferences.hub import push_to_hub
 from preferences.store import Store
-from training.merge import merge, push_to_hub
+from training.merge import merge
 from training.model_card import model_card
 from training.models import Dtype, saved_folder
 from training.run import RunFolder
@@ -50,7 +51,7 @@ def merge_model(
         )
     yield f"Wrote {output}, in {dtype}"
     if repository is not None:
-        yield f"Pushed to {push_to_hub(output, repository, private)}"
+        yield f"Pushed to {push_to_hub(output, repository, 'model', private)}"
 
 
 def _card(plan: Plan, place: Store, folder: Path, recipe_text: str, dtype: Dtype) -> str:

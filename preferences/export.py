@@ -196,22 +196,3 @@ def plain_text(messages: Messages) -> str:
 def as_dicts(messages: Messages) -> list[dict[str, str]]:
     """Messages as the role/content objects that everybody reads."""
     return [{"role": m.role, "content": m.content} for m in messages]
-
-
-def push_to_hub(folder: Path, repository: str, private: bool) -> str:
-    """Upload a folder as a data set of the Hub; returns its URL. The token is the environment's."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from preferences.errors import ServiceError
-
-    try:
-        api = HfApi()
-        url = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repository, repo_type="dataset")
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ServiceError(
-            f"{repository}: not pushed ({reason}); check the name, the network and `hf auth login`"
-        ) from error
-    return str(url)

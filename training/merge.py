@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from preferences.errors import InputError, ServiceError
+from preferences.errors import InputError
 from preferences.fingerprint import fingerprint
 from preferences.store import full_disk_explained
 from preferences.tables import folder_fingerprint
@@ -109,23 +109,6 @@ def vllm_arguments(model: str, adapters: Mapping[str, Path]) -> list[str]:
     served = [f"{name}={folder}" for name, folder in adapters.items()]
     room = ["--max-loras", str(len(served)), "--max-lora-rank", str(rooms[0])]
     return [model, "--enable-lora", *room, "--lora-modules", *served]
-
-
-def push_to_hub(folder: Path, repository: str, private: bool) -> str:
-    """Upload a folder as a model of the Hub; returns its URL. The token is the environment's."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api = HfApi()
-        url = api.create_repo(repository, repo_type="model", private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repository, repo_type="model")
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ServiceError(
-            f"{repository}: not pushed ({reason}); check the name, the network and `hf auth login`"
-        ) from error
-    return str(url)
 
 
 def _what(

@@ -32,7 +32,7 @@ from tests.training.test_adapters import (  # noqa: F401  # fixtures
 )
 from training import models
 from training.dpo import DPOConfig
-from training.merge import merge, push_to_hub, vllm_arguments
+from training.merge import merge, vllm_arguments
 
 MERGED = ("full", "lora", "dora", "qlora", "qdora", "ia3", "ln_tuning", "bitfit")
 
@@ -247,32 +247,6 @@ def test_a_reward_model_is_not_written_as_a_language_model(model: str, tmp_path:
 def test_a_folder_that_is_neither_adapter_nor_model_is_named(model: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="neither an adapter nor a model; give a run's adapter"):
         merge(model, tmp_path, tmp_path / "merged", card="")
-
-
-def test_a_model_is_pushed_as_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, dict[str, Any]]] = []
-
-    class Hub:
-        def create_repo(self, name: str, **options: Any) -> str:
-            calls.append((name, options))
-            return f"https://hub/{name}"
-
-        def upload_folder(self, **options: Any) -> None:
-            calls.append(("upload", options))
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert push_to_hub(tmp_path, "me/mine", private=True) == "https://hub/me/mine"
-    assert calls == [
-        ("me/mine", {"repo_type": "model", "private": True, "exist_ok": True}),
-        ("upload", {"folder_path": tmp_path, "repo_id": "me/mine", "repo_type": "model"}),
-    ]
-
-
-def test_a_hub_that_cannot_be_reached_is_told_in_one_line(tmp_path: Path) -> None:
-    # The tests run offline.
-    with pytest.raises(ServiceError, match=r"me/mine: not pushed \(.*\); check the name") as caught:
-        push_to_hub(tmp_path, "me/mine", private=True)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")
