@@ -152,6 +152,23 @@ def test_status_trace_and_exports_show_what_is_there(done: tuple[Path, str]) -> 
     assert "already exists" in again.stderr
 
 
+def test_the_trained_model_becomes_one_folder_with_its_card(done: tuple[Path, str]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder, _ = done
+    merged = pairwright("merge", "recipe.yaml", "merged", "--dtype", "float32", cwd=folder)
+    assert merged.returncode == 0, merged.stderr
+    model = AutoModelForCausalLM.from_pretrained(folder / "merged")
+    base = AutoModelForCausalLM.from_pretrained(MINIATURE / "policy")
+    assert model.num_parameters() == base.num_parameters()
+    assert any((a != b).any() for a, b in zip(model.parameters(), base.parameters(), strict=True))
+    card = (folder / "merged" / "README.md").read_text()
+    for told in ("true_reward", "win rate", "dpo", "name: miniature"):
+        assert told in card
+    wrong = pairwright("merge", "recipe.yaml", "other", "--dtype", "int8", cwd=folder)
+    assert (wrong.returncode, "say float32 or bfloat16" in wrong.stderr) == (2, True)
+
+
 @pytest.mark.timeout(300)
 def test_up_serves_a_deployed_recipe_and_a_finished_dataset_starts_its_alignment(
     tmp_path: Path,

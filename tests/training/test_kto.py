@@ -297,7 +297,7 @@ class Stop(Exception):
     """Ctrl-C, a full disk …"""
 
 
-@pytest.mark.parametrize("weights", ["lora", "full"])
+@pytest.mark.parametrize("weights", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     weights: str, make_kto: MakeKTO, red_pairs: Path, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ PPO: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_a_tenth_more_does_not() -> None:
     model, config, room = llama(), sft(), 1.2e9
     shape = shape_of(model)

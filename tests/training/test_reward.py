@@ -398,7 +398,9 @@ def test_a_model_trained_on_red_is_a_judge_who_likes_red(
     assert scores[0] == max(one for one in scores if one is not None)
 
 
-@pytest.mark.parametrize("weights", ["lora", "dora", "qlora", "full"])
+@pytest.mark.parametrize(
+    "weights", ["lora", pytest.param("dora", marks=pytest.mark.slow), "qlora", "full"]
+)
 def test_sixteen_bits_and_checkpointed_activations_train_the_head_and_the_body(
     weights: str, reward_config: MakeConfig, red_pairs: Path, tmp_path: Path
 ) -> None:
