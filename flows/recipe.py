@@ -148,6 +148,11 @@ class Recipe(Config):
                     "evaluation: a reward model gives no answers to compare; leave it out, the "
                     "held-out accuracy is reported anyway"
                 )
+            if self.alignment.weights in ("prefix_tuning", "prompt_tuning", "bottleneck"):
+                raise ValueError(
+                    f"evaluation: {self.alignment.weights} cannot be merged, and merged models are "
+                    "what is evaluated; leave it out"
+                )
             self.askable_judge()
         known = {*(c.name for c in self.candidates), *(j.name for j in self.judges), "policy"}
         for name in self.runtime.engines:
