@@ -211,17 +211,7 @@ def _server(place: Store, host: str, port: int) -> Iterator[str]:
     environment = {**os.environ, "PREFECT_UI_API_URL": url}
     with (home / "server.log").open("ab") as log:
         server = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "prefect",
-                "server",
-                "start",
-                "--host",
-                host,
-                "--port",
-                str(port),
-            ],
+            [*_SERVER, "--host", host, "--port", str(port)],
             env=environment,
             stdout=log,
             stderr=log,

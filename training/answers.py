@@ -4,9 +4,9 @@ They come from a dataset in any of three forms, told apart by their columns:
 
 * preferences, as builds write them: `prompt`, `chosen`, `rejected`, `prompt_id`, `chosen_id`,
   `rejected_id`, and `margin` if there is one;
-* ranked answers, as `pairwright export --form ranking` writes them: `prompt`, `completions`,
+* ranked answers, as `pairwright export --format ranking` writes them: `prompt`, `completions`,
   `scores`, `prompt_id`;
-* one answer a row, as TRL has it and `pairwright export --form kto` writes it: `prompt`,
+* one answer a row, as TRL has it and `pairwright export --format kto` writes it: `prompt`,
   `completion` (or `response`) and, where answers were liked or not, `label`. Prompt and answer are
   messages or plain texts.
 """
