@@ -19,11 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -36,9 +33,6 @@ ATTENTION_OUT = ("o_proj", "out_proj", "attn.c_proj", "attention.dense", "self_a
 """Names of the layers that attention ends with, in the models that people train."""
 FEED_FORWARD_OUT = ("down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h")
 """The same of the feed-forward layer."""
-
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 class LoraConfig(Config):
@@ -112,9 +106,9 @@ def prepare(model: Any, config: WeightsConfig, gradient_checkpointing: bool) -> 
     if weights == "full":
         return model, None
     if weights == "bitfit":
-        biases = _biases(model)
+        found = biases(model)
         model.requires_grad_(False)
-        for bias in biases.values():
+        for bias in found.values():
             bias.requires_grad_(True)
         keep_in_float32(model)
         return model, None
@@ -126,7 +120,7 @@ def prepare(model: Any, config: WeightsConfig, gradient_checkpointing: bool) -> 
         )
     adapter = adapter_config(model, config)
     if weights == "prompt_tuning":
-        _count_positions_by_mask(model)
+        count_positions_by_mask(model)
     if is_quantised(weights):
         import peft
 
@@ -270,81 +264,8 @@ def parameter_counts(model: Any) -> ParameterCounts:
     return ParameterCounts(trainable, total)
 
 
-def load_trained(model: Any, folder: Path) -> Any:
-    """A loaded base with what a run saved in its `adapter` folder, as the run left it."""
-    if _saved_config(folder)["peft_type"] == "BITFIT":
-        return _with_biases(model, folder)
-    return load_adapters(model, {"default": folder})
-
-
-def load_adapters(model: Any, folders: Mapping[str, Path]) -> Any:
-    """One base with several adapters of one kind, of which the first is on.
-
-    `model.set_adapter("name")` switches to another, and `reference(model)` to none.
-    """
-    import peft
-    from peft.utils.save_and_load import load_peft_weights, set_peft_model_state_dict
-
-    import training.bottleneck  # noqa: F401  # makes the kind known to peft
-
-    base_names = {part for name, _ in model.named_parameters() for part in name.split(".")}
-    kinds = {name: _saved_config(folder)["peft_type"] for name, folder in folders.items()}
-    if "BITFIT" in kinds.values() or len(set(kinds.values())) > 1:
-        found = ", ".join(f"{name} is {kind.lower()}" for name, kind in kinds.items())
-        raise InputError(f"adapters on one base have to be of one kind of adapter; {found}")
-    if "PROMPT_TUNING" in kinds.values():
-        _count_positions_by_mask(model)
-    adapted: Any = None
-    for name, folder in folders.items():
-        if "." in name or name in base_names:
-            raise InputError(f"{name}: an adapter cannot be called so here; choose another name")
-        config: Any = peft.PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = False
-        if adapted is None:
-            adapted = peft.get_peft_model(model, config, adapter_name=name)
-        else:
-            adapted.add_adapter(name, config)
-        # Before the weights come: a layer that peft copied from a bfloat16 base would round them.
-        for parameter in _of_adapter(adapted, name).values():
-            parameter.data = parameter.data.float()
-        saved = load_peft_weights(str(folder), device=str(model.device))
-        if len(saved) != len(_of_adapter(adapted, name)):
-            raise InputError(
-                f"{folder}: its {ADAPTER_FILE} does not fit this base model; give the model that "
-                "the adapter was trained on"
-            )
-        set_peft_model_state_dict(adapted, saved, adapter_name=name)
-    adapted.set_adapter(next(iter(folders)))
-    return adapted.requires_grad_(False).eval()
-
-
-def save_biases(model: Any, folder: Path) -> None:
-    """The biases alone, by their names in the model; what BitFit changed."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    biases = {name: bias.detach().cpu().contiguous() for name, bias in _biases(model).items()}
-    save_file(biases, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    config = {"peft_type": "BITFIT", "base_model_name_or_path": model.name_or_path}
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _with_biases(model: Any, folder: Path) -> Any:
-    from safetensors.torch import load_file
-
-    saved = load_file(folder / ADAPTER_FILE)
-    biases = _biases(model)
-    if {n: b.shape for n, b in biases.items()} != {n: b.shape for n, b in saved.items()}:
-        raise InputError(
-            f"{folder}: its biases are not those of this base model; give the model that they were "
-            "trained on"
-        )
-    for name, bias in biases.items():
-        bias.data = saved[name].to(bias.device)
-    return model.requires_grad_(False).eval()
-
-
-def _biases(model: Any) -> dict[str, Any]:
+def biases(model: Any) -> dict[str, Any]:
+    """By their names; raises InputError where a model has none."""
     found = {name: p for name, p in model.named_parameters() if name.split(".")[-1] == "bias"}
     if not found:
         raise InputError(
@@ -354,7 +275,7 @@ def _biases(model: Any) -> dict[str, Any]:
     return found
 
 
-def _count_positions_by_mask(model: Any) -> None:
+def count_positions_by_mask(model: Any) -> None:
     """Number tokens by the mask, so that padding between virtual and real ones changes nothing.
 
     peft drops the numbers that generation makes; tokens would then be counted with the padding, and
@@ -372,20 +293,6 @@ def _count_positions_by_mask(model: Any) -> None:
         return inputs, values
 
     model.register_forward_pre_hook(number, with_kwargs=True)
-
-
-def _saved_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise InputError(
-            f"{folder}: no readable {ADAPTER_CONFIG} in it; give a run's adapter folder"
-        ) from None
-    return config
-
-
-def _of_adapter(model: Any, name: str) -> dict[str, Any]:
-    return {n: p for n, p in model.named_parameters() if f".{name}." in f".{n}."}
 
 
 def _linear_layers(model: Any) -> list[str]:

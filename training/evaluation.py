@@ -15,8 +15,9 @@ from typing import Any
 
 from preferences.errors import InputError
 from preferences.estimate import Z95, Estimate, clustered_mean
-from training import adapters, models
+from training import models
 from training.data import load_pairs
+from training.saved_adapters import load_trained
 from training.settings import TrainingConfig
 
 
@@ -135,7 +136,7 @@ def _log_probs(
         trained = models.load_model(str(saved), None, "full", config.dtype)
         trained = trained.to("cuda") if torch.cuda.is_available() else trained
     else:
-        trained = adapters.load_trained(model, saved)
+        trained = load_trained(model, saved)
     trained.eval()
     return answer_log_probs(trained, rows, pad, batch_size, bf16), reference
 

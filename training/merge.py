@@ -21,9 +21,9 @@ from preferences.fingerprint import fingerprint
 from preferences.store import full_disk_explained
 from preferences.tables import folder_fingerprint
 from training import models
-from training.adapters import ADAPTER_CONFIG, load_trained
 from training.models import TRAINED, Dtype, Weights
 from training.run import model_fingerprint
+from training.saved_adapters import ADAPTER_CONFIG, load_trained
 
 LINEAGE = "lineage.json"
 """In a merged model's folder: what it was made of."""

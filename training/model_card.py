@@ -121,7 +121,7 @@ def _use(result: TrainingResult, whole: bool) -> str:
         return "```\nvllm serve FOLDER\n```\n\nor `AutoModelForCausalLM.from_pretrained(FOLDER)`."
     if result.weights in ("bottleneck", "bitfit"):
         return (
-            "```python\nfrom training.adapters import load_trained\n\n"
+            "```python\nfrom training.saved_adapters import load_trained\n\n"
             "model = load_trained(AutoModelForCausalLM.from_pretrained(BASE), Path(FOLDER))\n```"
         )
     code = (

@@ -137,7 +137,7 @@ def save_model(policy: Any, tokenizer: Any, weights: Weights, dtype: Dtype, fold
     """What trained (with full weights the whole model) and tokenizer, whole or not at all."""
     import torch
 
-    from training.adapters import save_biases
+    from training.saved_adapters import save_biases
 
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)

@@ -21,6 +21,7 @@ from training import adapters, models
 from training.loop import Method, train
 from training.models import Weights
 from training.run import TrainingRuntime, write_json
+from training.saved_adapters import load_trained
 from training.settings import TrainingConfig, training_arguments
 from training.texts import Blocks, load_blocks
 
@@ -168,7 +169,7 @@ def learnt_and_forgotten(
             del base
             saved = models.load_model(str(output / "model"), None, "full", config.dtype)
         else:
-            saved = adapters.load_trained(base, output / "adapter")
+            saved = load_trained(base, output / "adapter")
         after = losses(saved)
     found = [
         TextLoss(int(tokens), float(was) / int(tokens), float(now) / int(tokens))

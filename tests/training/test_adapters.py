@@ -19,8 +19,6 @@ from training.adapters import (
     BottleneckConfig,
     LoraConfig,
     WeightsConfig,
-    load_adapters,
-    load_trained,
     parameter_counts,
     put_on,
     reference,
@@ -28,6 +26,7 @@ from training.adapters import (
 from training.dpo import DPOConfig, train
 from training.run import TrainingResult, TrainingRuntime
 from training.sampling import sample
+from training.saved_adapters import load_adapters, load_trained
 
 KINDS = get_args(models.Weights)
 ADAPTED = [weights for weights in KINDS if models.has_adapter(weights)]
