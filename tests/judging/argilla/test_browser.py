@@ -54,11 +54,13 @@ def test_people_label_with_keys_and_mouse_and_the_sides_are_right(
         first, second = answers(page)
         number = first.split()[1]
         meant[number] = (how, first, second)
+        chosen = page.locator("input:checked")
+        chosen.wait_for(state="detached")  # The questions of the record before are gone, too.
         if how in ("A is better", "Both are bad"):
             # A click on a text must not cost the keys.
             shown(page).locator(".answer .text").first.click()
             page.keyboard.press({"A is better": "1", "Both are bad": "4"}[how])
-            page.locator("input:checked").wait_for(state="attached")
+            chosen.wait_for(state="attached")
             page.keyboard.press("Enter")
         else:
             page.locator("label.label-text", has_text=how).click()
