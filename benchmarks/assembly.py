@@ -4,7 +4,7 @@
 
 Prompts, two answers each and their rankings, about 1 KB a preference, are written to a store a
 shard at a time. What is timed is `make_preferences`, `make_dataset` and the export to two forms,
-in a process of its own so that its memory is its own.
+in a process of its own, with its helpers, so that its memory is its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from table import peak_gib, write_table
 
-from flows import stages
+from flows import assembling, stages
 from flows.plan import Plan, make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
@@ -105,8 +105,8 @@ def measure(folder: Path) -> dict[str, float]:
     stages.make_prompts(run)  # They are there: this counts them and cuts the shards.
     dataset = Path(store.folder(plan.dataset))
     work = [
-        lambda: stages.make_preferences(run),
-        lambda: stages.make_dataset(run, RECIPE),
+        lambda: assembling.make_preferences(run),
+        lambda: assembling.make_dataset(run, RECIPE),
         lambda: export(dataset, folder / "conversational", "conversational", "assembly"),
         lambda: export(dataset, folder / "plain", "plain", "assembly"),
     ]
@@ -145,7 +145,10 @@ def main() -> None:
                 f"{found['gib']:.2f}",
             ]
         )
-        write_table("assembly", ["preferences", *(f"{s} s" for s in STEPS), "all s", "GiB"], table)
+        header = ["preferences", *(f"{s} s" for s in STEPS), "all s", "GiB"]
+        write_table(
+            "assembly", header, table, "Every core makes shards; GiB is one process's most."
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 
 from table import write_table
 
-from flows import stages
+from flows import assembling, stages
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
@@ -115,8 +115,8 @@ def build(folder: Path, store: str, url: str) -> None:
     stages.make_candidates(run, 0)
     stages.make_judgments(run, 0)
     stages.make_rankings(run)
-    stages.make_preferences(run)
-    stages.make_dataset(run, RECIPE)
+    assembling.make_preferences(run)
+    assembling.make_dataset(run, RECIPE)
 
 
 def start(folder: Path, store: str, url: str) -> BaseProcess:

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from table import peak_gib, write_table
 
-from flows import stages
+from flows import assembling, stages
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
@@ -122,8 +122,8 @@ def main() -> None:
         stages.make_candidates(run, 0)
         stages.make_judgments(run, 0)
         stages.make_rankings(run)
-        stages.make_preferences(run)
-        stages.make_dataset(run, RECIPE)
+        assembling.make_preferences(run)
+        assembling.make_dataset(run, RECIPE)
         export(Path(store.folder(plan.dataset)), folder / "plain", "plain", "planted")
         seconds = time.perf_counter() - started
         found = check(folder / "plain")

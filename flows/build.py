@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from flows import stages
+from flows import assembling, stages
 from flows.events import dataset_finished
 from flows.labels import plan_with_answers, take_up
 from flows.progress import current
@@ -82,8 +82,8 @@ def _make_all(run: Run, recipe_text: str) -> bool:
     if not stages.ask_people(run):
         return False
     stages.make_rankings(run)
-    stages.make_preferences(run)
-    stages.make_dataset(run, recipe_text)
+    assembling.make_preferences(run)
+    assembling.make_dataset(run, recipe_text)
     return True
 
 

@@ -20,7 +20,8 @@ from preferences.records import (
     Prompt,
     RecordT,
 )
-from preferences.store import Artifact, Manifest, Shard, Store, work_through
+from preferences.sharing import work_through
+from preferences.store import Artifact, Manifest, Shard, Store
 
 Make = Callable[[Shard], Any]
 """Makes one shard of an artifact."""

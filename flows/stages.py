@@ -11,12 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
-import pyarrow as pa
-
 from flows import labels
 from flows.judges import calls, opened_judge
 from flows.people import (
-    people_section,
     questions_of,
     routing_summary,
     standings_of,
@@ -28,7 +25,6 @@ from flows.recipe import CandidateConfig, JudgeConfig
 from flows.run import (
     Run,
     by_prompt,
-    candidates_of,
     finish,
     groups,
     judged,
@@ -52,18 +48,15 @@ from generation.models import model_identity
 from generation.opening import open_engine
 from generation.prompts import load_prompts
 from judging.agreement import agreement
-from judging.calibration import Families, Isotonic
+from judging.calibration import Families
 from judging.imported import ImportedJudgments, import_judgments, prompt_of_row
 from judging.judge import Group
 from judging.pairwise import ComparingJudge
 from judging.people import NAME, Question, answers_on
-from judging.ranking import rank, win_probability
+from judging.ranking import rank
 from judging.reward_model import RewardModelJudge
 from judging.routing import Standing, choose, routes
 from judging.schedule import PILOT, PILOT_CALLS
-from preferences.assembly import WinProbability, assemble, triplets
-from preferences.card import dataset_card, dataset_facts
-from preferences.errors import InputError
 from preferences.fingerprint import fingerprint
 from preferences.journal import Journal
 from preferences.partition import Partition
@@ -71,15 +64,13 @@ from preferences.records import (
     Candidate,
     Dropped,
     Judgment,
-    Preference,
     Prompt,
     Ranking,
     Route,
-    Triplet,
 )
-from preferences.reliability import reliability_diagram
-from preferences.splits import require_both_sides, side
-from preferences.store import Artifact, Manifest, Shard, shards, work_through
+from preferences.sharing import work_through
+from preferences.splits import require_both_sides
+from preferences.store import Artifact, Shard, shards
 from preferences.tables import read_rows
 
 
@@ -304,90 +295,6 @@ def make_rankings(run: Run) -> None:
     summary = {"agreement": asdict(found), **scale.summary()}
     inputs = [*run.plan.candidates, *run.plan.said]
     finish(run, run.plan.rankings, "rankings", inputs, run.shards, summary)
-
-
-def make_preferences(run: Run) -> None:
-    """Pair the candidates by the recipe's policy."""
-    if (owed := owed_shards(run, run.plan.preferences)) is None:
-        return
-    probability = _probability(run)
-
-    def pair(shard: Shard) -> None:
-        rankings = run.store.read_part(run.plan.rankings, shard, Ranking)
-        candidates = {c.candidate_id: c for c in candidates_of(run, shard)}
-        made = assemble(rankings, candidates, run.plan.recipe.pairs, probability)
-        write(run, run.plan.preferences, shard, Preference, made)
-
-    work(run, run.plan.preferences, "preferences", [run.plan.rankings], owed, pair)
-
-
-def _probability(run: Run) -> WinProbability:
-    """The ranking's own, or what the isotonic regression on people's labels makes of it."""
-    rankings = run.store.manifest(run.plan.rankings)
-    calibration = rankings.summary.get("calibration") if rankings else None
-    if run.plan.recipe.calibration == "logistic" or calibration is None:
-        return win_probability
-    steps = Isotonic(**{name: tuple(of) for name, of in calibration["steps"].items()})
-    return lambda ranking, one, other: float(steps(win_probability(ranking, one, other)))
-
-
-def make_dataset(run: Run, recipe_text: str) -> None:
-    """Put texts to the preferences and split them by prompt; write the card."""
-    recipe, artifact = run.plan.recipe, run.plan.dataset
-    if run.store.manifest(artifact) is not None:
-        return
-    folder = run.store.folder(artifact)
-    # The test file is written last, so it says that the shard is done.
-    owed = [s for s in run.shards if not run.store.has_part(artifact, s, "data/test")]
-
-    def join(shard: Shard) -> None:
-        answers = [run.store.part_table(a, shard, Candidate) for a in run.plan.candidates]
-        table = triplets(
-            run.store.part_table(run.plan.preferences, shard, Preference),
-            run.store.part_table(run.plan.prompts, shard, Prompt),
-            pa.concat_tables(answers),
-        )
-        sides = [side(prompt_id, recipe.split) for prompt_id in table["prompt_id"].to_pylist()]
-        for split in SIDES:
-            rows = table.filter(pa.array([s == split for s in sides], pa.bool_()))
-            with run.store.staged(f"{folder}/data/{split}-{shard.suffix}.parquet") as temporary:
-                run.store.write_tables(temporary, Triplet, [rows] if len(rows) else [])
-
-    work_through(run.store, artifact, owed, run.wrap("dataset", join), "data/test")
-    sides = {split: dataset_facts(run.store.tables(artifact, f"data/{split}")) for split in SIDES}
-    for split, facts in sides.items():
-        if facts is None:
-            raise InputError(
-                f"{recipe.name}: no pair is left for the {split} split; lower "
-                f"`pairs.min_probability`, add prompts or change `split.test: {recipe.split.test}`"
-            )
-    made = (a for _, a in run.plan.artifacts if a.stage not in AFTER)
-    before = [m for a in made if (m := run.store.manifest(a)) is not None]
-    card = dataset_card(recipe.name, recipe.description, recipe.license, sides, before, recipe_text)
-    routed = run.store.manifest(run.plan.routes) if run.plan.routes else None
-    if routed is not None:
-        card += f"\n{people_section(routed.summary)}"
-    run.store.write_text(f"{folder}/README.md", card)
-    rankings = run.store.manifest(run.plan.rankings)
-    if rankings and (diagram := reliability_diagram(rankings.summary)) is not None:
-        run.store.write_text(f"{folder}/reliability.svg", diagram)
-    manifest = Manifest(
-        stage=artifact.stage,
-        fingerprint=artifact.fingerprint,
-        name=recipe.name,
-        rows=sum(facts.rows for facts in sides.values() if facts),
-        dropped=sum(m.dropped for m in before),
-        parts=tuple(f"data/{x}-{shard.suffix}.parquet" for x in SIDES for shard in run.shards),
-        inputs=tuple(f"{m.stage}/{m.fingerprint}" for m in before),
-        config=recipe.model_dump(mode="json", exclude={"runtime"}),
-        summary={split: asdict(facts) for split, facts in sides.items() if facts},
-    )
-    run.store.finish(artifact, manifest)
-    run.progress.finished(manifest)
-
-
-SIDES = ("train", "test")
-AFTER = ("dataset", "alignment", "evaluation")
 
 
 def _models(configs: Iterable[JudgeConfig | CandidateConfig]) -> dict[str, str]:

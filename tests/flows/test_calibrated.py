@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows import stages
+from flows import assembling, stages
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
@@ -74,8 +74,8 @@ def build(path: Path) -> Run:
     for number in range(len(run.plan.judgments)):
         stages.make_judgments(run, number)
     stages.make_rankings(run)
-    stages.make_preferences(run)
-    stages.make_dataset(run, path.read_text())
+    assembling.make_preferences(run)
+    assembling.make_dataset(run, path.read_text())
     return run
 
 

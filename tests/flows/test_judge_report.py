@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from flows import stages
+from flows import assembling, stages
 from flows.plan import make_plan
 from flows.progress import Progress
 from flows.recipe import load_recipe
@@ -65,8 +65,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     for number in range(2):
         stages.make_judgments(run, number)
     stages.make_rankings(run)
-    stages.make_preferences(run)
-    stages.make_dataset(run, RECIPE)
+    assembling.make_preferences(run)
+    assembling.make_dataset(run, RECIPE)
     return run
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from flows import stages
+from flows import assembling, stages
 from flows.evaluation import evaluate
 from flows.labels import argilla_people
 from flows.plan import make_plan
@@ -96,8 +96,8 @@ def carry_out(folder: Path, recipe: dict[str, Any]) -> Store:
     stages.make_routes(run)
     stages.ask_people(run)
     stages.make_rankings(run)
-    stages.make_preferences(run)
-    stages.make_dataset(run, text)
+    assembling.make_preferences(run)
+    assembling.make_dataset(run, text)
     if plan.alignment is not None:
         train_model(plan.recipe, store, plan.dataset, plan.alignment, run.progress)
     if plan.alignment is not None and plan.evaluation is not None:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from preferences.errors import ServiceError
 from preferences.fingerprint import fingerprint
 from preferences.records import Candidate, Dropped
-from preferences.store import Artifact, Manifest, Shard, Store, shards, work_through
+from preferences.sharing import work_through
+from preferences.store import Artifact, Manifest, Shard, Store, shards
 from tests.preferences.strategies import PROMPT_IDS
 
 ANSWERS = Artifact("candidates", "f00d")
@@ -211,7 +212,8 @@ def test_two_threads_on_one_store_make_every_shard_once(store: Store) -> None:
 _WORKER = """
 import sys, time
 from preferences.records import Candidate
-from preferences.store import Artifact, Shard, Store, work_through
+from preferences.sharing import work_through
+from preferences.store import Artifact, Shard, Store
 store, artifact = Store(sys.argv[1]), Artifact("candidates", "f00d")
 
 def make(shard):
