@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.states import Completed
 
 from flows import assembling, stages
 from flows.events import dataset_finished
@@ -14,11 +15,12 @@ from flows.labels import plan_with_answers, take_up
 from flows.progress import current
 from flows.recipe import Recipe, load_recipe
 from flows.run import Make, Run
+from flows.run_name import run_name
 from preferences.errors import ServiceError
-from preferences.store import Manifest, Store
+from preferences.store import Store
 
 
-@flow(name="build", flow_run_name="build-{recipe}", validate_parameters=False)
+@flow(name="build", flow_run_name=run_name, validate_parameters=False)
 def build(
     recipe: str,
     settings: dict[str, str] | None = None,
@@ -35,14 +37,17 @@ def build(
     new = run.store.manifest(run.plan.dataset) is None
     if new:
         if not _make_all(run, text):
-            return None
+            _show_stages(run)
+            # A state of its own name, so that Prefect's pages do not call this run the end.
+            waiting: Any = Completed(name="Waiting", message="for people's answers", data=None)
+            return waiting
     elif loaded.people is not None:
         stages.make_prompts(run)  # Says how the shards are cut.
         stages.ask_people(run)
     dataset = run.store.manifest(run.plan.dataset)
     assert dataset is not None
     address = run.store.address(run.plan.dataset)
-    _show(run, dataset)
+    _show(run)
     if new:
         dataset_finished(dataset, address, recipe, settings or {})
     return address
@@ -87,13 +92,18 @@ def _make_all(run: Run, recipe_text: str) -> bool:
     return True
 
 
-def _show(run: Run, dataset: Manifest) -> None:
+def _show(run: Run) -> None:
     """What the Prefect UI shows of a build: a table of the stages, and the card."""
+    _show_stages(run)
+    card = run.store.read_text(f"{run.store.folder(run.plan.dataset)}/README.md") or ""
+    create_markdown_artifact(markdown=card.partition("\n---\n")[2], key="dataset-card")
+
+
+def _show_stages(run: Run) -> None:
     rows = [
         {"stage": name, "rows": m.rows, "dropped": m.dropped, "artifact": str(artifact)}
         for name, artifact in run.plan.artifacts
         if (m := run.store.manifest(artifact)) is not None
     ]
-    create_table_artifact(table=rows, key="stages", description=f"Stages of {dataset.name}")
-    card = run.store.read_text(f"{run.store.folder(run.plan.dataset)}/README.md") or ""
-    create_markdown_artifact(markdown=card.partition("\n---\n")[2], key="dataset-card")
+    name = run.plan.recipe.name
+    create_table_artifact(table=rows, key="stages", description=f"Stages of {name}")

@@ -129,8 +129,8 @@ _CURRENT: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 
 def current() -> Progress:
-    """Who is told how the work of this process goes: whoever `telling` named, or else nobody."""
-    return _CURRENT.get() or Progress()
+    """Who is told how the flow that runs here goes: whoever `telling` named, else Prefect's log."""
+    return _CURRENT.get() or _Logged()
 
 
 @contextmanager
@@ -141,6 +141,20 @@ def telling(progress: Progress) -> Iterator[None]:
         yield
     finally:
         _CURRENT.reset(token)
+
+
+class _Logged(Progress):
+    """Tells Prefect's pages, where no terminal has started the flow."""
+
+    def __init__(self) -> None:
+        from prefect import get_run_logger
+
+        super().__init__()
+        self._log = get_run_logger()
+
+    def say(self, text: str) -> None:
+        """A line of the run's log."""
+        self._log.info(text)
 
 
 class _Shown(Advance):

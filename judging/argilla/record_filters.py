@@ -27,6 +27,8 @@ from argilla_server.search_engine import (
 
 Clause = tuple[str, list[Any]]
 """SQL about a record `r`, and the values of its question marks."""
+PRIME = 2**31 - 1
+"""Of numbers below it, products fit into SQLite's 64 bits."""
 NANOSECONDS = re.compile(r"(\.\d{6})\d+")
 
 
@@ -79,8 +81,9 @@ def ordering(sort: Sequence[Any], by_relevance: bool, user_id: Any) -> Clause:
     if not sort and by_relevance:
         parts.append("relevance DESC")
     elif not sort and user_id is not None:
-        parts.append("shuffled(r.id, ?)")
-        all_values.append(str(user_id))
+        # The cubes of a number's multiples jump about, and every user's number is another.
+        multiple = f"(r.rowid * {user_id.int % (PRIME - 1) + 1} % {PRIME})"
+        parts.append(f"({multiple} * {multiple} % {PRIME}) * {multiple} % {PRIME}")
     return ", ".join([*parts, "r.inserted_at", "r.id"]), all_values
 
 

@@ -10,7 +10,6 @@ the Argilla server, so it imports nothing of Pairwright.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -68,7 +67,6 @@ def connected(home: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(connection):
         # A lone surrogate, as a model can emit, is no UTF-8.
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
-        connection.create_function("shuffled", 2, _shuffled, deterministic=True)
         connection.execute("ATTACH ? AS argilla", [f"{(home / 'argilla.db').as_uri()}?mode=ro"])
         # Every request has a connection of its own, which starts without a cache.
         connection.execute(f"PRAGMA mmap_size={MAPPED_BYTES}")
@@ -146,7 +144,3 @@ def _columns(connection: sqlite3.Connection, dataset: str) -> dict[str, str]:
 
 def table_of(dataset: str) -> str:
     return f'"texts_{dataset}"'
-
-
-def _shuffled(record_id: str, user_id: str) -> bytes:
-    return hashlib.md5(f"{record_id}{user_id}".encode(), usedforsecurity=False).digest()

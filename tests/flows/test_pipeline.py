@@ -217,6 +217,10 @@ def test_up_serves_a_deployed_recipe_and_a_finished_dataset_starts_its_alignment
         while not list(models.glob("*/manifest.json")) and time.monotonic() < deadline:
             time.sleep(1)
         assert list(models.glob("*/adapter/adapter_model.safetensors")), _tail(tmp_path)
+        runs = _until(lambda: httpx.post(f"{api}/flow_runs/filter", json={}), 60).json()
+        assert {"build served", "align served"} <= {run["name"] for run in runs}
+        logs = _until(lambda: httpx.post(f"{api}/logs/filter", json={}), 60).json()
+        assert "✓ served: 30 rows" in {line["message"] for line in logs}
     finally:
         up.send_signal(signal.SIGTERM)
         up.wait(60)
