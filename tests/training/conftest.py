@@ -17,8 +17,10 @@ import pytest
 
 from preferences.records import Messages
 from training.dpo import DPOConfig
+from training.loop import train
 from training.probe import ProbeConfig
 from training.run import TrainingResult, TrainingRuntime
+from training.settings import TrainingConfig
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +147,20 @@ def red_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+QUICK: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "batch_size": 4,
+    "max_steps": 16,
+    "max_length": 48,
+    "dtype": "float32",
+    "gradient_checkpointing": False,
+    "eval_steps": 8,
+    "schedule": "constant",
+    "warmup_share": 0,
+}
+"""Settings by which the tiny model learns in seconds."""
+
+
 @pytest.fixture
 def make_config(model: str) -> Callable[..., DPOConfig]:
     """A configuration for the tiny model; keyword arguments change fields."""
@@ -157,20 +173,7 @@ def make_config(model: str) -> Callable[..., DPOConfig]:
         min_win_rate=0,
         patience=2,
     )
-    defaults: dict[str, Any] = {
-        "model": model,
-        "learning_rate": 2e-3,
-        "beta": 0.3,
-        "batch_size": 4,
-        "max_steps": 16,
-        "max_length": 48,
-        "dtype": "float32",
-        "gradient_checkpointing": False,
-        "eval_steps": 8,
-        "schedule": "constant",
-        "warmup_share": 0,
-        "probe": probe,
-    }
+    defaults = {**QUICK, "model": model, "beta": 0.3, "probe": probe}
     return lambda **changes: DPOConfig(**{**defaults, **changes})
 
 
@@ -214,3 +217,32 @@ def equal(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     import torch
 
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+EVERY_FOUR = TrainingRuntime(log_steps=4, save_steps=4)
+
+
+class Stop(Exception):
+    """The end of a run that somebody killed."""
+
+
+def assert_an_interruption_changes_nothing(
+    config: TrainingConfig, dataset: Path, folder: Path
+) -> None:
+    """Of a run that ends after step 10, between two checkpoints, and is started again."""
+    whole, broken = folder / "whole", folder / "broken"
+    expected = train(config, dataset, whole, EVERY_FOUR, progress=silent)
+    steps: list[int] = []
+
+    def stop_once(step: int, steps_in_all: int, metrics: Mapping[str, float]) -> None:
+        steps.append(step)
+        if steps == list(range(1, 11)):
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(config, dataset, broken, EVERY_FOUR, progress=stop_once)
+    result = train(config, dataset, broken, EVERY_FOUR, progress=stop_once)
+    assert steps == [*range(1, 11), *range(9, expected.steps + 1)]
+    assert result == expected
+    assert equal(saved_weights(broken, result), saved_weights(whole, expected))
+    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

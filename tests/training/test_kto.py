@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preferences.errors import InputError
-from tests.training.conftest import THINGS, equal, saved_weights, silent
+from tests.training.conftest import (
+    EVERY_FOUR,
+    QUICK,
+    THINGS,
+    assert_an_interruption_changes_nothing,
+    silent,
+)
 from tests.training.test_sft import write_rows
 from training.answers import liked_and_disliked
 from training.evaluation import implicit_reward_accuracy
@@ -30,16 +36,9 @@ def make_kto(model: str) -> MakeKTO:
     """A configuration for the tiny model; keyword arguments change fields."""
     settings: dict[str, Any] = {
         "model": model,
-        "learning_rate": 2e-3,
+        **QUICK,
         "beta": 0.3,
         "batch_size": 8,
-        "max_steps": 16,
-        "max_length": 48,
-        "dtype": "float32",
-        "gradient_checkpointing": False,
-        "eval_steps": 8,
-        "schedule": "constant",
-        "warmup_share": 0,
         "probe": None,
     }
     return lambda **changes: KTOConfig(**{**settings, **changes})
@@ -258,9 +257,6 @@ def test_batches_are_drawn_anew_in_every_epoch(make_kto: MakeKTO, tmp_path: Path
     assert {tuple(sorted(order)) for order in orders} == {(0, 1, 2, 3, 4)}
 
 
-EVERY_FOUR = TrainingRuntime(log_steps=4, save_steps=4)
-
-
 @pytest.mark.parametrize("dislikes", [1, 4])
 def test_likes_of_red_make_the_policy_say_red(
     dislikes: int, make_kto: MakeKTO, red_judge: Any, red_pairs: Path, tmp_path: Path
@@ -293,10 +289,6 @@ def test_likes_of_red_make_the_policy_say_red(
     assert implicit_reward_accuracy(config, run, tmp_path).accuracy.mean > 0.9
 
 
-class Stop(Exception):
-    """Ctrl-C, a full disk …"""
-
-
 @pytest.mark.parametrize("weights", ["lora", pytest.param("full", marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     weights: str, make_kto: MakeKTO, red_pairs: Path, tmp_path: Path
@@ -304,16 +296,4 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     config = make_kto(
         weights=weights, batch_size=2, accumulation=2, lora={"rank": 4, "dropout": 0.2}
     )
-
-    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        if step == 11:
-            raise Stop
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = train(config, red_pairs, whole, EVERY_FOUR, progress=silent)
-    with pytest.raises(Stop):
-        train(config, red_pairs, broken, EVERY_FOUR, progress=stop)
-    result = train(config, red_pairs, broken, EVERY_FOUR, progress=silent)
-    assert result == expected
-    assert equal(saved_weights(broken, result), saved_weights(whole, expected))
-    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert_an_interruption_changes_nothing(config, red_pairs, tmp_path)

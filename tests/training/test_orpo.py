@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ import pytest
 from numpy.typing import NDArray
 
 from preferences.errors import InputError
-from tests.training.conftest import equal, saved_weights, silent, write_split
+from tests.training.conftest import (
+    EVERY_FOUR,
+    QUICK,
+    assert_an_interruption_changes_nothing,
+    saved_weights,
+    silent,
+    write_split,
+)
 from training.evaluation import implicit_reward_accuracy
 from training.loop import train
 from training.models import load_tokenizer
@@ -171,15 +178,7 @@ def make_orpo(model: str) -> MakeORPO:
         "model": model,
         "weights": "full",
         "odds_ratio_weight": 0.5,
-        "learning_rate": 2e-3,
-        "batch_size": 4,
-        "max_steps": 16,
-        "max_length": 48,
-        "dtype": "float32",
-        "gradient_checkpointing": False,
-        "eval_steps": 8,
-        "schedule": "constant",
-        "warmup_share": 0,
+        **QUICK,
         "probe": None,
     }
     return lambda **changes: ORPOConfig(**{**settings, **changes})
@@ -258,9 +257,6 @@ def test_batches_of_an_update_may_be_cut_smaller(make_orpo: MakeORPO, tmp_path: 
         assert parts[name] == pytest.approx(weights, abs=1e-4), name
 
 
-EVERY_FOUR = TrainingRuntime(log_steps=4, save_steps=4)
-
-
 def test_pairs_that_prefer_red_make_the_policy_say_red(
     make_orpo: MakeORPO, red_pairs: Path, red_judge: Any, tmp_path: Path
 ) -> None:
@@ -278,29 +274,13 @@ def test_pairs_that_prefer_red_make_the_policy_say_red(
     assert implicit_reward_accuracy(config, run, red_pairs).accuracy.mean > 0.9
 
 
-class Stop(Exception):
-    """Ctrl-C, a full disk …"""
-
-
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     make_orpo: MakeORPO, red_pairs: Path, tmp_path: Path
 ) -> None:
     config = make_orpo(
         weights="lora", batch_size=2, accumulation=2, lora={"rank": 4, "dropout": 0.2}
     )
-
-    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        if step == 11:
-            raise Stop
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = train(config, red_pairs, whole, EVERY_FOUR, progress=silent)
-    with pytest.raises(Stop):
-        train(config, red_pairs, broken, EVERY_FOUR, progress=stop)
-    result = train(config, red_pairs, broken, EVERY_FOUR, progress=silent)
-    assert result == expected
-    assert equal(saved_weights(broken, result), saved_weights(whole, expected))
-    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert_an_interruption_changes_nothing(config, red_pairs, tmp_path)
 
 
 def test_an_answer_without_tokens_is_refused(make_orpo: MakeORPO, tmp_path: Path) -> None:

@@ -7,14 +7,20 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from preferences.errors import InputError
-from tests.training.conftest import COLOURS, answer, build_tokenizer, equal, saved_weights, silent
+from tests.training.conftest import (
+    COLOURS,
+    answer,
+    assert_an_interruption_changes_nothing,
+    build_tokenizer,
+    silent,
+)
 from training.loop import train
 from training.pretraining import (
     PretrainingConfig,
@@ -285,32 +291,14 @@ def test_without_held_out_texts_nothing_is_said_of_losses(
     assert found == PretrainingEvaluation(None, None)
 
 
-class Stop(Exception):
-    """Ctrl-C, a full disk …"""
-
-
 @pytest.mark.parametrize("weights", ["full", "lora"])
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     weights: str, texts: Path, text_config: MakeConfig, tmp_path: Path
 ) -> None:
     more: dict[str, Any] = {"lora": {"rank": 4, "dropout": 0.2}} if weights == "lora" else {}
     config = text_config(weights=weights, max_steps=12, gradient_checkpointing=True, **more)
-    every_four = TrainingRuntime(log_steps=4, save_steps=4)
-    whole = train(config, texts, tmp_path / "whole", every_four, progress=silent)
-    steps: list[int] = []
-
-    def stop_once(step: int, steps_in_all: int, metrics: Mapping[str, float]) -> None:
-        steps.append(step)
-        if steps == list(range(1, 11)):
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(config, texts, tmp_path / "run", every_four, progress=stop_once)
-    result = train(config, texts, tmp_path / "run", every_four, progress=stop_once)
-    assert steps == [*range(1, 11), *range(9, 13)]
-    assert result == whole
-    assert equal(saved_weights(tmp_path / "run", result), saved_weights(tmp_path / "whole", whole))
-    found = learnt_and_forgotten(config, tmp_path / "run", texts)
+    assert_an_interruption_changes_nothing(config, texts, tmp_path)
+    found = learnt_and_forgotten(config, tmp_path / "broken", texts)
     assert found.new is not None
     assert found.new.after < found.new.before
 

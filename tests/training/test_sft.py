@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from preferences.errors import InputError
-from tests.training.conftest import equal, saved_weights, silent, write_split
+from tests.training.conftest import (
+    EVERY_FOUR,
+    QUICK,
+    assert_an_interruption_changes_nothing,
+    saved_weights,
+    silent,
+    write_split,
+)
 from training.answers import best_answers, tokenize
 from training.loop import train
 from training.models import end_tokens, load_tokenizer
@@ -23,15 +30,7 @@ from training.sft import SFTConfig, build_trainer, load_data
 MakeSFT = Callable[..., SFTConfig]
 
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 2e-3,
-    "batch_size": 4,
-    "max_steps": 16,
-    "max_length": 48,
-    "dtype": "float32",
-    "gradient_checkpointing": False,
-    "eval_steps": 8,
-    "schedule": "constant",
-    "warmup_share": 0,
+    **QUICK,
     "probe": ProbeConfig(
         every=8, prompts=24, max_tokens=12, max_malformed=0.9, max_length_rate=0.9, min_win_rate=0
     ),
@@ -241,9 +240,6 @@ def test_every_token_of_an_update_counts_alike_however_it_is_cut_into_batches(
         assert parts[name] == pytest.approx(weights, abs=2e-5), name
 
 
-EVERY_FOUR = TrainingRuntime(log_steps=4, save_steps=4)
-
-
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_best_answers_are_imitated(
     packing: bool, make_sft: MakeSFT, red_pairs: Path, red_judge: Any, tmp_path: Path
@@ -270,27 +266,11 @@ def test_the_best_answers_are_imitated(
     assert implicit_reward_accuracy(config, run, red_pairs).accuracy.mean > 0.9
 
 
-class Stop(Exception):
-    """Ctrl-C, a full disk …"""
-
-
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     make_sft: MakeSFT, red_pairs: Path, tmp_path: Path
 ) -> None:
     config = make_sft(packing=True, batch_size=2, accumulation=2, lora={"rank": 4, "dropout": 0.2})
-
-    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        if step == 11:
-            raise Stop
-
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    expected = train(config, red_pairs, whole, EVERY_FOUR, progress=silent)
-    with pytest.raises(Stop):
-        train(config, red_pairs, broken, EVERY_FOUR, progress=stop)
-    result = train(config, red_pairs, broken, EVERY_FOUR, progress=silent)
-    assert result == expected
-    assert equal(saved_weights(broken, result), saved_weights(whole, expected))
-    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert_an_interruption_changes_nothing(config, red_pairs, tmp_path)
 
 
 def test_an_answer_without_an_end_token_is_counted(make_sft: MakeSFT, tmp_path: Path) -> None:
