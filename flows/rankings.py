@@ -18,8 +18,8 @@ Judged = tuple[Group, Sequence[Judgment]]
 """A group with all that was said about it."""
 NOISE_PROMPTS = 1000
 """The first so many judged prompts tell the judges' noise; more would not change it."""
-MAX_LABELS = 20_000
-"""Of people, for the calibration: each is held in memory."""
+MAX_LABELS = 5_000
+"""Of people, for the calibration: the first so many; more would not change four numbers."""
 BATCH = 500
 
 
@@ -29,14 +29,18 @@ class Scale:
 
     noise: Noise
     calibrated: Calibrated | None
+    """None where people judged nothing that judges did."""
     uncalibrated: str | None
-    """Why there is no calibration, as a sentence; None where there is, or no judge to calibrate."""
+    """What labels are missing to call probabilities calibrated, as a sentence; None where nothing
+    is, or there is no judge to calibrate."""
 
     def summary(self) -> dict[str, Any]:
-        """For the manifest of the rankings."""
+        """For the manifest of the rankings. Figures from too few labels would mislead."""
+        calibrated = self.calibrated
         return {
             "noise": asdict(self.noise),
-            "calibration": asdict(self.calibrated) if self.calibrated else None,
+            "map": asdict(calibrated.calibration) if calibrated else None,
+            "calibration": asdict(calibrated) if calibrated and not self.uncalibrated else None,
             "uncalibrated": self.uncalibrated,
         }
 
@@ -56,8 +60,7 @@ def learn_scale(
             labels += _labels(part, noise, families)
             if len(labels) >= MAX_LABELS:
                 break
-    missing = lacking(labels)
-    return Scale(noise, None, missing) if missing else Scale(noise, calibrate(labels), None)
+    return Scale(noise, calibrate(labels) if labels else None, lacking(labels))
 
 
 def families(judges: Iterable[str], models: dict[str, str]) -> Families:

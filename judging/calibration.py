@@ -1,13 +1,19 @@
 """From what judges think to what people would say.
 
-A judge's log-odds have their own scale, and it may like long answers or its own family's. Judges
+A judge's log-odds have their own scale, and it may like long answers or its own family's. It also
+errs about an answer, in each of its calls alike, so that it looks surer than it can be. Judges
 alone cannot tell: a longer answer may be better. People's verdicts on some of the pairs can. Let m
 and s² be the judges' mean and variance of θ_i - θ_k; then people's difference is
 
     d ~ N(a·m + γ·Δlog length + δ·Δsame family, a² s² + 2r²),    P(people prefer i) = E σ(d)
 
-with log a, γ and δ held near 0 by a ridge. r² is what people see in an answer and judges do not:
-the rest of people's own variance, which published agreement tells and labels, one a pair, do not.
+with r² the variance of what people see in an answer and judges do not. Let S be the variance of an
+answer's quality to the judges. Then v = a² S + r² is that to people: the larger it is, the less
+chance there is in one person's word. How often people agree with judges tells how steeply P rises
+with m, which is one number for a and r² together. How often several people agree about the same
+pair tells v, and so the two apart. What labels leave open is as published (`likelihood`), so that
+the first label counts for what it is worth.
+
 All terms are differences of numbers of a candidate's own: calibrated rankings are rankings still.
 Figures are cross-fitted by prompt: no pair's probability comes from a fit that has seen its prompt.
 """
@@ -19,26 +25,22 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
 
-from judging.noise import Array, Noise
+from judging.likelihood import Verdicts, most_probable
+from judging.noise import Array
 from judging.raters import family_of, opinions
 from preferences.records import Candidate, Judgment, Ranking
 
 MIN_LABELS = 50
-"""Pairs judged by people below which nothing is fitted."""
+"""Pairs judged by people below which probabilities do not pass for calibrated."""
 MIN_PROMPTS = 20
-PEOPLES_VARIANCE = Noise().quality_variance
-"""Of quality to people: one person's verdict then predicts another's at published agreement."""
-ROUNDS = 10
-"""Of fitting a for r² and r² for a: the change falls tenfold in each."""
 FOLDS = 5
 BINS = 5
 """Of the reliability diagram, with equally many labels each: 200 labels give 40 a bin."""
-RIDGE = np.array([1.0, 4.0, 4.0])
-"""Inverse prior variances of log a, γ and δ: a within a factor of 3, γ and δ within 0.5 or so."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Label:
     """1 if people preferred the first, 0 the second; the mean of all who judged the pair."""
     spread: float
     """E θ² of all candidates of the prompt by the judges, about their mean."""
+    people: int = 1
+    """How many judged the pair."""
+    weight: float = 1.0
+    """What the label counts: less than 1 where a prompt has more pairs labelled than differences
+    of K answers can be independent, K - 1."""
 
 
 @dataclass(frozen=True)
@@ -155,17 +162,19 @@ def labels_of(
 ) -> Iterator[Label]:
     """What people said of pairs in a ranking made by judges alone: one label a pair."""
     place = {c: n for n, c in enumerate(ranking.candidate_ids)}
-    said: dict[tuple[int, int], list[float]] = defaultdict(list)
+    said: dict[tuple[int, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for opinion in opinions(people):
         i, k = place.get(opinion.first, -1), place.get(opinion.second, -1)
         # Two answers that are both liked are not two of which neither is preferred.
         unsaid = opinion.leaning == 0.5 and not opinion.has_order
         if i != k and min(i, k) >= 0 and not unsaid:
-            said[min(i, k), max(i, k)].append(opinion.leaning if i < k else 1 - opinion.leaning)
+            leaning = opinion.leaning if i < k else 1 - opinion.leaning
+            said[min(i, k), max(i, k)][opinion.rater].append(leaning)
     mean, size = np.array(ranking.mean), len(place)
     covariance = np.reshape(ranking.covariance, (size, size))
     spread = float(mean.var() + covariance.trace() / size - covariance.mean())
-    for (i, k), leanings in said.items():
+    independent = len({n for pair in said for n in pair}) - 1
+    for (i, k), by_person in said.items():
         first, second = (candidates[ranking.candidate_ids[n]] for n in (i, k))
         yield Label(
             prompt_id=ranking.prompt_id,
@@ -173,8 +182,10 @@ def labels_of(
             variance=float(covariance[i, i] + covariance[k, k] - 2 * covariance[i, k]),
             length=log_length(first) - log_length(second),
             family=families.same(first) - families.same(second),
-            won=sum(leanings) / len(leanings),
+            won=fmean(fmean(leanings) for leanings in by_person.values()),
             spread=spread * size / max(size - 1, 1),
+            people=len(by_person),
+            weight=min(1.0, independent / len(said)),
         )
 
 
@@ -215,50 +226,22 @@ def calibrate(labels: Sequence[Label]) -> Calibrated:
 
 
 def fit(labels: Sequence[Label]) -> Calibration:
-    """The most probable map, with r² filling people's variance up."""
-    found = Calibration()
+    """The most probable map; without a label, the judges' own scale."""
     if not labels:
-        return found
-    variance = sum(x.spread for x in labels) / len(labels)
-    for _ in range(ROUNDS):
-        residual = max(PEOPLES_VARIANCE - found.scale**2 * variance, 0.0)
-        found = fit_terms(labels, residual)
-    return found
-
-
-def fit_terms(labels: Sequence[Label], residual: float) -> Calibration:
-    """The most probable a, γ and δ under the ridge, by Fisher scoring in log a, γ and δ."""
-    terms = np.array([[x.mean, x.length, x.family] for x in labels]).reshape(-1, 3)
-    variance = np.array([x.variance for x in labels])
-    won = _won(labels)
-    point = np.zeros(3)
-
-    def logits(point: Array) -> tuple[Array, Array, Array]:
-        scale = math.exp(point[0])
-        own = math.pi * scale**2 * variance / 8
-        square = 1 + own + math.pi * residual / 4
-        return (terms @ np.array([scale, *point[1:]])) / np.sqrt(square), own, square
-
-    def height(point: Array) -> float:
-        logit = logits(point)[0]
-        fits = won * logit - np.logaddexp(0.0, logit)
-        return float(fits.sum() - (RIDGE * point**2).sum() / 2)
-
-    for _ in range(100):
-        logit, own, square = logits(point)
-        slopes = terms * np.array([math.exp(point[0]), 1.0, 1.0]) / np.sqrt(square)[:, None]
-        slopes[:, 0] -= logit * own / square
-        expected = _sigmoid(logit)
-        gradient = slopes.T @ (won - expected) - RIDGE * point
-        curvature = (slopes * (expected * (1 - expected))[:, None]).T @ slopes + np.diag(RIDGE)
-        step = np.linalg.solve(curvature, gradient)
-        # Where judges and people disagree the top is far away, and a whole step leaps over it.
-        while np.abs(step).max() >= 1e-10 and height(point + step) < height(point):
-            step = step / 2
-        point = point + step
-        if np.abs(step).max() < 1e-10:
-            break
-    return Calibration(math.exp(point[0]), float(point[1]), float(point[2]), residual)
+        return Calibration()
+    found = most_probable(
+        Verdicts(
+            mean=np.array([x.mean for x in labels]),
+            variance=np.array([x.variance for x in labels]),
+            terms=np.array([[x.length, x.family] for x in labels]),
+            won=np.array([x.won * x.people for x in labels]),
+            people=np.array([x.people for x in labels], dtype=np.float64),
+            weight=np.array([x.weight for x in labels]),
+            spread=fmean(x.spread for x in labels),
+        )
+    )
+    length, family = found.terms.tolist()
+    return Calibration(found.scale, length, family, found.residual)
 
 
 def probabilities(labels: Sequence[Label], calibration: Calibration) -> Array:

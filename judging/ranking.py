@@ -13,8 +13,9 @@ import numpy as np
 
 from judging.calibration import Calibration, Families
 from judging.calls import columns
+from judging.fitted_noise import fit_noise
 from judging.judge import Group
-from judging.noise import Array, Belief, Noise, fit_noise, posterior
+from judging.noise import Array, Belief, Noise, posterior
 from judging.raters import is_human, opinions
 from preferences.records import Judgment, Ranking
 

@@ -104,7 +104,7 @@ def test_without_people_the_card_says_uncalibrated(tmp_path: Path) -> None:
     assert "The probabilities are uncalibrated: 0 pairs on 0 prompts were judged" in card(run)
 
 
-def test_too_few_people_are_counted_as_judges_and_the_card_says_what_is_missing(
+def test_too_few_people_do_not_calibrate_and_the_card_says_what_is_missing(
     tmp_path: Path,
 ) -> None:
     run = build(recipe(tmp_path, 12))

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import pytest
 from scipy.optimize import minimize
 
-from judging.noise import Belief, Calls, JudgeNoise, Noise, fit_noise, pairs, posterior
+from judging.fitted_noise import fit_noise
+from judging.noise import Belief, Calls, JudgeNoise, Noise, pairs, posterior
 
 Array = npt.NDArray[np.float64]
 
