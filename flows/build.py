@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -39,8 +39,7 @@ def build(
         if not _make_all(run, text):
             _show_stages(run)
             # A state of its own name, so that Prefect's pages do not call this run the end.
-            waiting: Any = Completed(name="Waiting", message="for people's answers", data=None)
-            return waiting
+            return cast(None, Completed(name="Waiting", message="for people's answers", data=None))
     elif loaded.people is not None:
         stages.make_prompts(run)  # Says how the shards are cut.
         stages.ask_people(run)

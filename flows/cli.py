@@ -130,6 +130,32 @@ def align(
 
 
 @app.command()
+def iterate(
+    recipe: RecipePath,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="At most; by default as the recipe says.")
+    ] = None,
+    settings: Settings = None,
+    store: StoreUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build, align and evaluate, then again with the new policy, until that is no gain.
+
+    Example: pairwright iterate recipes/miniature/recipe.yaml --rounds 2
+    """
+    from flows.running import iterate_now
+
+    told, table = iterate_now(recipe, rounds, settings_of(settings), store, as_json)
+    if as_json:
+        print(json.dumps(told))
+        return
+    from flows.report import shown
+
+    show(shown(table), *(f"Round {one['number']}: {one['recipe']}" for one in told["rounds"]))
+    print(f"Model: {told['model']}")
+
+
+@app.command()
 def estimate(
     recipe: RecipePath,
     settings: Settings = None,

@@ -16,6 +16,8 @@ def evaluation_rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]
     yield "answers cut short", f"{before:.1%}", f"{after:.1%}"
     before, after = summary["characters"]
     yield "mean characters", f"{before:,.0f}", f"{after:,.0f}"
+    if summary.get("kl"):
+        yield "KL from the first model, nats", "0", interval(summary["kl"])
     if summary["win_rate"]:
         yield f"win rate, by {summary['judge']}", "0.5", interval(summary["win_rate"])
     if summary.get("win_rate_at_equal_lengths"):

@@ -15,8 +15,10 @@ from typing import Any
 from rich.table import Table
 
 from flows.recipe import load_recipe
+from flows.steps import ALIGNMENT
 from flows.workload import Work, described, workload
 from preferences.errors import InputError
+from training.settings import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +66,11 @@ class Estimate:
     endpoint."""
     price_per_hour: float | None
     """Of the device."""
+    training: str | None
+    """Of a recipe's trainings, the one that needs the most memory, of which what follows speaks;
+    None, as all of that, without an alignment."""
     model: dict[str, Any] | None
-    """The shape of the model that is trained; None, as what follows, without an alignment."""
+    """The shape of the model that is trained."""
     memory: dict[str, float] | None
     """Bytes by what they are; `training`, `load` and `device` are sums."""
     fits: tuple[Fit, ...]
@@ -112,13 +117,17 @@ def estimate(
         stages = tuple(workload(checked))
         rate = device.peak if device else None
         seconds = tuple(w.peak_flops / rate if rate and w.is_here else None for w in stages)
-        config = checked.alignment
-        if config is None:
+        found = {
+            name: _memory_of(config, *checked.model_before(name))
+            for name, config in checked.trainings.items()
+        }
+        if not found:
             return Estimate(
-                checked.name, gpu, stages, seconds, price_per_hour, None, None, (), None
+                checked.name, gpu, stages, seconds, price_per_hour, None, None, None, (), None
             )
-        model, shape = described(config.model, config.revision)
-        held = memory.training_memory(config, model, shape)
+        # The recipe runs where its largest training does.
+        largest = max(found, key=lambda name: found[name][2].device)
+        config, (model, shape, held) = checked.trainings[largest], found[largest]
         fits: list[Fit] = []
         cure = None
         for kind in dict.fromkeys((config.weights, *memory.KINDS)) if device else ():
@@ -136,11 +145,20 @@ def estimate(
         stages,
         seconds,
         price_per_hour,
+        largest,
         {name: getattr(shape, name) for name in sizes},
         {**asdict(held), "training": held.training, "device": held.device},
         tuple(fits),
         cure,
     )
+
+
+def _memory_of(config: TrainingConfig, model: str, revision: str | None) -> tuple[Any, Any, Any]:
+    """A model's configuration, its shape, and the memory that training it takes."""
+    from training import memory
+
+    found, shape = described(model, revision)
+    return found, shape, memory.training_memory(config, found, shape)
 
 
 def estimate_document(
@@ -235,7 +253,8 @@ def _memory(found: Estimate) -> list[object]:
     if found.memory is None or found.model is None:
         return []
     name, total = found.model["name"], found.model["total"]
-    table = _table(f"Memory to train {name} of {total:,} parameters", "what", "GB")
+    step = "" if found.training in (None, ALIGNMENT) else f", {found.training}"
+    table = _table(f"Memory to train {name} of {total:,} parameters{step}", "what", "GB")
     for part, words in PARTS.items():
         if found.memory[part]:
             table.add_row(words, f"{found.memory[part] / 1e9:,.2f}")

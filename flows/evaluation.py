@@ -1,18 +1,25 @@
-"""The evaluation stage: the aligned model against the one it started from, on held-out prompts."""
+"""The evaluation stage: the aligned model against the one it came from, on held-out prompts.
+
+That is the model which the first step started from, or, without steps, the alignment: what counts
+is the way as a whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from flows.chain import handed_on, located
 from flows.judges import opened_judge
-from flows.plan import engine_config
+from flows.measuring import EvaluationConfig
+from flows.plan import engine_config, training_artifacts
 from flows.progress import Progress
-from flows.recipe import EvaluationConfig, Recipe
-from flows.train import local_folder
+from flows.recipe import Recipe
+from flows.steps import ALIGNMENT
+from flows.train import in_child, local_folder
 from generation.candidates import SampledCandidates, sample
 from generation.deferred import deferred
 from generation.engine import EngineRuntime
@@ -24,12 +31,11 @@ from judging.judge import Group
 from judging.verifier import load_check
 from judging.win_rate import length_controlled_win_rates, win_probabilities, win_rate
 from preferences.conversations import make_prompt
-from preferences.estimate import clustered_mean
+from preferences.estimate import Estimate, clustered_mean
 from preferences.journal import Journal
 from preferences.records import Candidate, Judgment, Prompt, Triplet
 from preferences.store import Artifact, Manifest, Shard, Store
-from training.merge import merge
-from training.models import saved_folder
+from training.evaluation import OwnAnswer, Policy, log_ratios
 
 WHOLE = Shard(0, 1)
 
@@ -45,29 +51,19 @@ def evaluate(
     """Answer held-out prompts with both models, compare the answers, and write the figures."""
     if store.manifest(evaluation) is not None:
         return
-    config, alignment = recipe.evaluation, recipe.alignment
+    config = recipe.evaluation
     assert config is not None
-    assert alignment is not None
     prompts = _prompts(config, store, dataset)
-    with local_folder(store, model) as folder, TemporaryDirectory(prefix="pairwright-") as merged:
-        aligned, revision, adapter = alignment.model, alignment.revision, None
-        if alignment.weights == "lora":
-            adapter = str(folder / "adapter")
-        elif alignment.weights == "full":
-            aligned, revision = str(folder / "model"), None
-        else:
-            # vLLM puts no other adapter on, and one trained on 4 bits fits only the rounded model.
-            trained, place = folder / saved_folder(alignment.weights), Path(merged) / "model"
-            aligned = str(
-                merge(aligned, trained, place, alignment.dtype, card="", revision=revision)
-            )
-            revision = None
+    before_model, revision = recipe.model_before()
+    with _aligned(recipe, store, dataset) as policy:
+        adapter = str(policy.adapter) if policy.adapter else None
         sources = [
-            _source(config, "before", alignment.model, alignment.revision, None),
-            _source(config, "after", aligned, revision, adapter),
+            _source(config, "before", before_model, revision, None),
+            _source(config, "after", policy.model, policy.revision, adapter),
         ]
         runtime = recipe.runtime.engines.get("policy", EngineRuntime())
         before, after = (_answers(s, prompts, store, runtime, progress) for s in sources)
+        kl = _kl(recipe, policy, prompts, after)
     groups = [
         Group(prompts[number // config.samples], (ours, theirs))
         for number, (ours, theirs) in enumerate(zip(after, before, strict=True))
@@ -89,6 +85,7 @@ def evaluate(
         },
         "truncated": [_share(a, lambda c: c.status == "truncated") for a in (before, after)],
         "characters": [sum(len(c.response) for c in a) / len(a) for a in (before, after)],
+        "kl": _asdict(kl),
         "judge": judge.name if judge else None,
         "win_rate": _asdict(win_rate(told, wins)),
         "win_rate_at_equal_lengths": _asdict(next(iter(at_equal_lengths), None)),
@@ -106,6 +103,46 @@ def evaluate(
     )
     store.finish(evaluation, manifest)
     progress.finished(manifest)
+
+
+@contextmanager
+def _aligned(recipe: Recipe, store: Store, dataset: Artifact) -> Iterator[Policy]:
+    """The trained model as engines take it: vLLM puts LoRA on, and no other adapter."""
+    trained = training_artifacts(recipe, dataset)
+    config = recipe.trainings[ALIGNMENT]
+    if config.weights != "lora":
+        yield Policy(str(handed_on(recipe, store, trained)))
+        return
+    base = located(recipe, store, trained).config
+    with local_folder(store, trained[ALIGNMENT]) as folder:
+        yield Policy(base.model, base.revision, folder / "adapter")
+
+
+def _kl(
+    recipe: Recipe, policy: Policy, prompts: Sequence[Prompt], answers: Sequence[Candidate]
+) -> Estimate | None:
+    """KL of the policy, in nats an answer, from the model that the recipe names or began with; None
+    where answers are not drawn from the whole distribution."""
+    config = recipe.evaluation
+    assert config is not None
+    if not config.measures_kl:
+        return None
+    far = config.kl_reference
+    reference = Policy(*((far.model, far.revision) if far else recipe.model_before()))
+    given = [
+        (c.prompt_id, OwnAnswer(prompts[n // config.samples].messages, c.response, _ended(c)))
+        for n, c in enumerate(answers)
+        if c.status != "failed"
+    ]
+    dtype, temperature = recipe.trainings[ALIGNMENT].dtype, config.sampling.temperature
+    told = [answer for _, answer in given]
+    ratios = in_child("measuring the KL", log_ratios, policy, reference, told, dtype, temperature)
+    pairs = zip(given, ratios, strict=True)
+    return clustered_mean((prompt_id, r) for (prompt_id, _), r in pairs if r is not None)
+
+
+def _ended(answer: Candidate) -> bool:
+    return answer.status != "truncated"
 
 
 def _prompts(config: EvaluationConfig, store: Store, dataset: Artifact) -> list[Prompt]:

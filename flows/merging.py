@@ -8,7 +8,8 @@ from typing import get_args
 
 from pydantic import TypeAdapter
 
-from flows.plan import Plan
+from flows.chain import located
+from flows.plan import Plan, training_artifacts
 from flows.running import planned
 from flows.train import local_folder
 from preferences.errors import InputError
@@ -40,14 +41,15 @@ def merge_model(
         raise InputError(f"{recipe}: no `alignment`, so there is no model to merge")
     if place.manifest(plan.alignment) is None:
         raise InputError(f"{plan.recipe.name}: not trained yet; run `pairwright run {recipe}`")
+    base = located(plan.recipe, place, training_artifacts(plan.recipe, plan.dataset)).config
     with local_folder(place, plan.alignment) as folder:
         merge(
-            alignment.model,
+            base.model,
             folder / saved_folder(alignment.weights),
             output,
             numbers,
             card=_card(plan, place, folder, recipe.read_text(encoding="utf-8"), numbers),
-            revision=alignment.revision,
+            revision=base.revision,
         )
     yield f"Wrote {output}, in {dtype}"
     if repository is not None:

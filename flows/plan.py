@@ -9,12 +9,14 @@ follows from them, and nothing else.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.recipe import AskableJudge, CandidateConfig, EvaluationConfig, JudgeConfig, Recipe
+from flows.measuring import EvaluationConfig
+from flows.recipe import AskableJudge, CandidateConfig, JudgeConfig, Recipe
+from flows.steps import ALIGNMENT
 from generation.candidates import ImportedCandidates, SampledCandidates
 from generation.engine import EngineConfig
 from generation.models import model_identity, weights_identity
@@ -34,8 +36,12 @@ from preferences.fingerprint import file_fingerprint, fingerprint
 from preferences.records import SCHEMA_VERSION, Dropped, Judgment
 from preferences.store import Artifact
 from preferences.tables import table_fingerprint, table_name
-from training.ppo import PPOConfig
+from training.pretraining import PretrainingConfig
+from training.rewarded import RewardedConfig
 from training.settings import TrainingConfig
+
+WELL_FORMED = "well_formed"
+"""The evaluation's check of this name also watches over training."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Plan:
     rankings: Artifact
     preferences: Artifact
     dataset: Artifact
+    steps: tuple[Artifact, ...]
     alignment: Artifact | None
     evaluation: Artifact | None
 
@@ -78,6 +85,7 @@ class Plan:
             ("rankings", self.rankings),
             ("preferences", self.preferences),
             ("dataset", self.dataset),
+            *zip((f"steps: {name}" for name in self.recipe.steps), self.steps, strict=True),
             ("alignment", self.alignment),
             ("evaluation", self.evaluation),
         ]
@@ -125,11 +133,11 @@ def make_plan(recipe: Recipe, given: Sequence[Judgment | Dropped] = ()) -> Plan:
             *([str(routes)] if routes else []),
         ],
     )
-    alignment = evaluation = None
-    if recipe.alignment is not None:
-        alignment = alignment_artifact(recipe, dataset)
-        if recipe.evaluation is not None:
-            evaluation = evaluation_artifact(recipe, recipe.evaluation, alignment)
+    trained = training_artifacts(recipe, dataset)
+    steps = tuple(artifact for name, artifact in trained.items() if name != ALIGNMENT)
+    alignment, evaluation = trained.get(ALIGNMENT), None
+    if alignment is not None and recipe.evaluation is not None:
+        evaluation = evaluation_artifact(recipe, recipe.evaluation, alignment)
     return Plan(
         recipe,
         prompts,
@@ -141,38 +149,51 @@ def make_plan(recipe: Recipe, given: Sequence[Judgment | Dropped] = ()) -> Plan:
         rankings,
         preferences,
         dataset,
+        steps,
         alignment,
         evaluation,
     )
 
 
-def alignment_artifact(recipe: Recipe, dataset: Artifact) -> Artifact:
-    """The model that a recipe trains on a dataset, its own or another."""
-    assert recipe.alignment is not None
-    judge = recipe.askable_judge() if recipe.alignment.probe else None
-    checks = recipe.evaluation.checks.values() if recipe.evaluation else ()
-    return _artifact(
-        "alignment",
-        [
-            str(dataset),
-            _training_identity(recipe.alignment),
-            # The judge and the checks that watch over training decide where it stops.
-            judge_identity(judge) if judge else None,
-            [_check_identity(check) for check in checks],
-        ],
-    )
+def training_artifacts(recipe: Recipe, dataset: Artifact) -> dict[str, Artifact]:
+    """The models that a recipe trains on a dataset, its own or another, by the trainings' names.
+
+    A step is what its own configuration and the steps before it make it; its name and what comes
+    after it are no part of that.
+    """
+    found: dict[str, Artifact] = {}
+    for name, config in recipe.trainings.items():
+        watched: list[Any] = []
+        if config.probe is not None:
+            # The judge and the check that watch over training decide where it stops.
+            judge = recipe.askable_judge()
+            checks = recipe.evaluation.checks if recipe.evaluation else {}
+            watched.append(judge_identity(judge) if judge else None)
+            watched += [_check_identity(c) for n, c in checks.items() if n == WELL_FORMED]
+        identity = [_data_identity(config, dataset), _training_identity(config, found), watched]
+        found[name] = _artifact("alignment", identity)
+    return found
+
+
+def _data_identity(config: TrainingConfig, dataset: Artifact) -> Any:
+    if not isinstance(config, PretrainingConfig) or config.texts is None:
+        return str(dataset)
+    texts = config.texts
+    tables = [[table_fingerprint(table) for table in of] for of in (texts.new, texts.old)]
+    return [tables, texts.column, texts.held_out]
 
 
 def evaluation_artifact(
     recipe: Recipe, evaluation: EvaluationConfig, alignment: Artifact
 ) -> Artifact:
     """The comparison of a trained model with the one it started from."""
-    judge = recipe.askable_judge()
+    judge, far = recipe.askable_judge(), evaluation.kl_reference
     return _artifact(
         "evaluation",
         [
             str(alignment),
-            evaluation.model_dump(mode="json", exclude={"prompts", "checks"}),
+            evaluation.model_dump(mode="json", exclude={"prompts", "checks", "kl_reference"}),
+            weights_identity(far.model, far.revision) if far else None,
             _prompts_identity(evaluation.prompts) if evaluation.prompts else None,
             judge_identity(judge) if judge else None,
             {name: _check_identity(check) for name, check in evaluation.checks.items()},
@@ -279,14 +300,17 @@ def _check_identity(check: str) -> Any:
         return [function, file_fingerprint(stream)]
 
 
-def _training_identity(config: TrainingConfig) -> Any:
-    elsewhere = {"model", "revision", "reward_model", "reward_functions"}
+def _training_identity(config: TrainingConfig, steps: Mapping[str, Artifact]) -> Any:
+    elsewhere = {"model", "revision", "reward_model", "reward_functions", "texts"}
+
+    def start(model: str, revision: str | None) -> str:
+        return str(steps[model]) if model in steps else weights_identity(model, revision)
+
     kept: list[Any] = [
         config.model_dump(mode="json", exclude=elsewhere),
-        weights_identity(config.model, config.revision),
+        start(config.model, config.revision),
     ]
-    if isinstance(config, PPOConfig):
-        model = config.reward_model
-        kept.append(weights_identity(model, None) if model else None)
+    if isinstance(config, RewardedConfig):
+        kept.append(start(config.reward_model, None) if config.reward_model else None)
         kept.append({n: _check_identity(f) for n, f in config.reward_functions.items()})
     return kept

@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from flows.measuring import EvaluationConfig, RoundsConfig
+from flows.steps import ALIGNMENT, NOT_MERGED, check_steps, model_before, named_trainings
 from generation.candidates import ImportedCandidates, SampledCandidates
-from generation.engine import EngineRuntime, Sampling
+from generation.engine import EngineRuntime
 from generation.prompts import PromptsConfig
 from judging.imported import ImportedJudgments
 from judging.listwise import ListwiseJudge
@@ -31,6 +33,7 @@ from preferences.splits import SplitConfig
 from preferences.tables import suggestion
 from training.methods import METHODS, Alignment
 from training.run import TrainingRuntime
+from training.settings import TrainingConfig
 
 CandidateConfig = Annotated[SampledCandidates | ImportedCandidates, Field(discriminator="kind")]
 AskableJudge = (
@@ -43,27 +46,6 @@ AskableJudge = (
 )
 """A judge that can be asked about new answers; the others only know the ones they came with."""
 JudgeConfig = Annotated[AskableJudge | ImportedJudgments | Prior, Field(discriminator="kind")]
-
-
-class EvaluationConfig(Config):
-    """How the aligned model is compared with the one it started from."""
-
-    prompts: PromptsConfig | None = None
-    """Prompts to answer; by default the dataset's held-out ones."""
-    engine: Annotated[str, Field(pattern="^(vllm|transformers)$")] = "vllm"
-    """What answers them."""
-    samples: int = Field(1, ge=1)
-    """Answers to each prompt, of each of the two models."""
-    sampling: Sampling = Sampling()
-    """How they are drawn."""
-    seed: int = 0
-    """Another seed, other answers."""
-    judge: str | None = None
-    """Who compares the answers: the name of one of the recipe's judges, by default the first that
-    can be asked."""
-    checks: dict[str, str] = Field(default_factory=dict)
-    """Functions that score an answer, as `name: package.module:function` or `file.py:function`;
-    their means before and after are reported."""
 
 
 class Runtime(Config):
@@ -106,10 +88,15 @@ class Recipe(Config):
     """Which answers become chosen and rejected."""
     split: SplitConfig = SplitConfig()
     """What is held out."""
+    steps: dict[str, Alignment] = Field(default_factory=dict)
+    """Models trained on the dataset before the alignment, by names of yours, in this order; later
+    ones and the alignment start from them by `model` and `reward_model`."""
     alignment: Alignment | None = None
     """How a model is trained on the dataset; without it, the recipe ends with the dataset."""
     evaluation: EvaluationConfig | None = None
     """How the trained model is compared with the one it started from."""
+    rounds: RoundsConfig | None = None
+    """When `pairwright iterate`, which does it all again with the model it trained, ends."""
     runtime: Runtime = Runtime()
     """Where and how all this runs."""
 
@@ -140,6 +127,11 @@ class Recipe(Config):
         imported = [c for c in self.candidates if isinstance(c, ImportedCandidates)]
         if self.prompts is None and not imported:
             raise ValueError("prompts: missing; give a source, or import answers with prompts")
+        check_steps(self.steps, self.alignment)
+        if self.rounds is not None:
+            if self.evaluation is None:
+                raise ValueError("rounds: need `evaluation`, which says whether a round was a gain")
+            self.rounds.check(self.evaluation, self.askable_judge() is not None)
         if self.evaluation is not None:
             if self.alignment is None:
                 raise ValueError("evaluation: needs `alignment`, there is no model to evaluate")
@@ -148,7 +140,7 @@ class Recipe(Config):
                     "evaluation: a reward model gives no answers to compare; leave it out, the "
                     "held-out accuracy is reported anyway"
                 )
-            if self.alignment.weights in ("prefix_tuning", "prompt_tuning", "bottleneck"):
+            if self.alignment.weights in NOT_MERGED:
                 raise ValueError(
                     f"evaluation: {self.alignment.weights} cannot be merged, and merged models are "
                     "what is evaluated; leave it out"
@@ -159,6 +151,15 @@ class Recipe(Config):
             if name not in known:
                 raise ValueError(f"runtime.engines: no {name!r}; {suggestion(name, sorted(known))}")
         return self
+
+    @property
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """Every training by its name, in their order: the steps and `alignment`."""
+        return named_trainings(self.steps, self.alignment)
+
+    def model_before(self, training: str = ALIGNMENT) -> tuple[str, str | None]:
+        """The model that a training and the steps before it began with, and its revision."""
+        return model_before(self.trainings, training)
 
     def prior_of(self, judge: JudgeConfig) -> int | None:
         """The place among the judges of the one that this judge's schedule starts from."""
@@ -184,7 +185,7 @@ def load_recipe(
 ) -> Recipe:
     """Read and check a recipe; `settings` fill its `${name}` places.
 
-    With `dataset_only`, alignment and evaluation are left out and need not be filled.
+    With `dataset_only`, what comes after the dataset is left out and need not be filled.
     Relative paths in the recipe are relative to its folder. Raises InputError, one line, naming
     the file, the key and the cure.
     """
@@ -200,8 +201,15 @@ def load_recipe(
     if not isinstance(raw, dict):
         raise InputError(f"{path}: holds no keys; `pairwright init` shows what a recipe looks like")
     if dataset_only:
-        raw = {k: v for k, v in raw.items() if k not in ("alignment", "evaluation")}
+        raw = {k: v for k, v in raw.items() if k not in AFTER_THE_DATASET}
     filled, folder = _fill(raw, dict(settings or {}), path), path.resolve().parent
+    steps = filled.get("steps")
+    for name in steps if isinstance(steps, dict) else ():
+        if any((place / str(name)).exists() for place in (folder, Path.cwd())):
+            raise InputError(
+                f"{path}: steps.{name}: there is a file or folder of this name too, so `model: "
+                f"{name}` could mean both; give the step another name"
+            )
     people = filled.get("people")
     if isinstance(people, dict) and people.get("labels", "argilla") != "argilla":
         # A build writes this table, so it need not be there yet.
@@ -212,10 +220,20 @@ def load_recipe(
         raise InputError(f"{path}: {_explain(error)}") from error
 
 
+def recipe_text(recipe: Recipe, store: str) -> str:
+    """A loaded recipe as YAML, which means the same wherever it lies; its store is this one."""
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    place = store if "://" in store else str(Path(store).resolve())
+    values["runtime"] = {**values.get("runtime", {}), "store": place}
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
+
+
+AFTER_THE_DATASET = ("steps", "alignment", "evaluation", "rounds")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _PATH_KEYS = {
     *("source", "model", "adapter", "rubric", "check", "gold", "against", "checks"),
-    *("reward_model", "reward_functions"),
+    *("reward_model", "reward_functions", "new", "old"),
 }
 _PATH_KEYED = {"criteria"}
 """Keys whose values have paths for their own keys."""
@@ -260,18 +278,23 @@ def _resolve(value: Any, folder: Path, is_path: bool = False) -> Any:
 def _explain(error: ValidationError) -> str:
     """The first of pydantic's errors, as one line with a cure."""
     first = error.errors(include_url=False)[0]
-    tags = METHODS if first["loc"][:1] == ("alignment",) else _KINDS
-    location = [part for part in first["loc"] if part not in tags]
+    loc = first["loc"]
+    trained = {"alignment": 1, "steps": 2}.get(str(loc[0])) if loc else None
+    if trained is not None:
+        location = [*loc[:trained], *(p for p in loc[trained:] if p not in METHODS)]
+    else:
+        location = [part for part in loc if part not in _KINDS]
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in location).lstrip(".")
     kind = first["type"]
     if kind == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
-        return f"{place}: unknown key; {suggestion(str(first['loc'][-1]), known)}"
+        # What a step can hold is what the alignment can.
+        known = _fields_at(loc[:-1] if trained != 2 else ("alignment", *loc[2:-1]))
+        return f"{place}: unknown key; {suggestion(str(loc[-1]), known)}"
     if kind == "missing":
         return f"{place}: missing; add it"
     if kind == "union_tag_invalid":
         tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
-        key = "method" if place == "alignment" else "kind"
+        key = "kind" if trained is None or len(location) > trained else "method"
         return f"{place}.{key}: no {tag!r}; {suggestion(tag, expected.split(', '))}"
     if kind == "union_tag_not_found":
         return f"{place}: no `kind`; say which kind it is"

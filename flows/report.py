@@ -15,9 +15,10 @@ from flows.people import routing_table, waiting_line
 from flows.plan import Plan
 from flows.progress import Advance
 from flows.running import planned
+from flows.steps import ALIGNMENT
 from preferences.judge_tables import NamedTable, judge_costs, judge_tables
 from preferences.reliability import reliability_table, reliability_words
-from preferences.store import Store
+from preferences.store import Artifact, Store
 
 
 def status_table(recipe: Path, settings: Mapping[str, str], store: str | None) -> Table:
@@ -51,7 +52,7 @@ def report_tables(
     if timings:
         parts.append(_timings(timings))
     parts += [*_dataset(plan, place), *_judges(plan, place), *_people(plan, place)]
-    parts += [*_alignment(plan, place), *_evaluation(plan, place)]
+    parts += [*_trainings(plan, place), *_evaluation(plan, place)]
     return parts or [f"{plan.recipe.name}: nothing is finished in {place.url} yet"]
 
 
@@ -131,12 +132,19 @@ def _people(plan: Plan, place: Store) -> list[object]:
     return [table, Text(waiting_line(asked, asked.missing(plan.given), plan.recipe.people))]
 
 
-def _alignment(plan: Plan, place: Store) -> list[object]:
-    manifest = place.manifest(plan.alignment) if plan.alignment else None
-    if manifest is None or plan.alignment is None:
+def _trainings(plan: Plan, place: Store) -> list[object]:
+    trained = [*zip(plan.recipe.steps, plan.steps, strict=True)]
+    trained += [(ALIGNMENT, plan.alignment)] if plan.alignment else []
+    return [part for name, artifact in trained for part in _training(name, artifact, place)]
+
+
+def _training(name: str, artifact: Artifact, place: Store) -> list[object]:
+    manifest = place.manifest(artifact)
+    if manifest is None:
         return []
     summary = manifest.summary
-    table = _table("Training", "what", "value")
+    title = "Training" if name == ALIGNMENT else f"Training {name}, by {summary['method']}"
+    table = _table(title, "what", "value")
     table.add_row("weights", f"{summary['weights']}, {summary['trainable_parameters']:,} trained")
     table.add_row("steps", f"{summary['steps']} of {summary['planned_steps']}")
     if summary["reason"]:
@@ -150,7 +158,7 @@ def _alignment(plan: Plan, place: Store) -> list[object]:
         if (loss := held_out.get(texts)) is not None:
             words = f"{loss['before']:.3f} before, {loss['after']:.3f} after"
             table.add_row(f"held-out loss, {texts} texts", words)
-    return [table, f"Model: {place.folder(plan.alignment)}/{summary['saved']}"]
+    return [table, f"Model: {place.folder(artifact)}/{summary['saved']}"]
 
 
 def _evaluation(plan: Plan, place: Store) -> list[object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flows.plan import Plan
 from flows.progress import Advance, Progress, telling
 from flows.recipe import Recipe, load_recipe
 from preferences.errors import Waiting
+from preferences.judge_tables import NamedTable
 from preferences.store import Store
 
 
@@ -53,6 +55,43 @@ def align_now(
         from flows.align import align
 
         return str(align(str(recipe), dataset=dataset, settings=dict(settings), store=store))
+
+
+def iterate_now(
+    recipe: Path,
+    rounds: int | None,
+    settings: Mapping[str, str],
+    store: str | None,
+    as_json: bool,
+) -> tuple[dict[str, Any], NamedTable]:
+    """Go round, if that is not done; the rounds for a program, and as a table for people."""
+    from flows.rounds import go_round, policy_of, rounds_of, rounds_table
+
+    progress = Progress("json" if as_json else "people")
+    checked, place = loaded(recipe, settings, store)
+    config = rounds_of(checked, rounds)
+    done, found = go_round(checked, place, config, lambda path: False)
+    if found.over:
+        progress.say(f"{checked.name}: all rounds are done already, in {place.url}")
+    else:
+        check_inputs(checked)
+        with _flows(progress):
+            from flows.iterate import iterate
+
+            iterate(str(recipe), rounds, dict(settings), store)
+        done, found = go_round(checked, place, config, lambda path: False)
+    if not found.over:
+        raise Waiting(f"{checked.name}: round {len(done) + 1} waits for people; see above")
+    kept = policy_of(Path(done[found.kept - 1].recipe), place) if found.kept else None
+    document = {
+        "recipe": checked.name,
+        "store": place.url,
+        "rounds": [asdict(one) for one in done],
+        "kept": found.kept,
+        "reason": found.reason,
+        "model": str(kept or checked.model_before()[0]),
+    }
+    return document, rounds_table(done, found)
 
 
 def planned(

@@ -13,14 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 from flows.judges import opened_judge
+from flows.plan import WELL_FORMED
 from flows.progress import Advance, Progress
 from flows.recipe import Recipe
+from flows.steps import ALIGNMENT
 from generation.engine import EngineConfig, EngineRuntime
 from judging.judge import Group
 from judging.verifier import load_check
@@ -30,27 +33,50 @@ from preferences.errors import ServiceError
 from preferences.fingerprint import fingerprint
 from preferences.records import Candidate, Messages
 from preferences.store import Artifact, DiskFull, Manifest, Shard, Store
-from training.ppo import PPOConfig
+from training.pretraining import PretrainingConfig, TextsConfig, gathered
 from training.probe import Scorer
+from training.rewarded import RewardedConfig
 from training.rollouts import RewardFunction
+from training.settings import TrainingConfig
+
+Result = TypeVar("Result")
 
 WAIT_SECONDS = 5.0
 """Between two looks at whether the process that trains the same model is done."""
 
 
-def train_model(
-    recipe: Recipe, store: Store, dataset: Artifact, model: Artifact, progress: Progress
-) -> None:
-    """Train the recipe's model on a dataset of the store, unless it is done.
+@dataclass(frozen=True)
+class Training:
+    """One of a recipe's trainings, as it is carried out."""
 
-    Training runs in a process of its own, which gives its memory back when it ends. Where another
-    process trains the same model, its end is waited for.
+    name: str
+    config: TrainingConfig
+    """With folders in the place of the steps that it starts from."""
+    starts: tuple[Artifact, ...] = ()
+    """Those steps."""
+
+
+def train_model(
+    recipe: Recipe,
+    store: Store,
+    dataset: Artifact,
+    model: Artifact,
+    progress: Progress,
+    training: Callable[[], Training] | None = None,
+) -> None:
+    """Train a model of the recipe on a dataset of the store, by default its alignment, unless it is
+    done.
+
+    `training` is asked once it is clear that there is something to do. Training runs in a process
+    of its own, which gives its memory back when it ends. Where another process trains the same
+    model, its end is waited for.
     """
     waiting = False
     while store.manifest(model) is None:
         with store.claim(str(model)) as ours:
             if ours and store.manifest(model) is None:
-                _train_claimed(recipe, store, dataset, model, progress)
+                todo = training() if training else Training(ALIGNMENT, recipe.trainings[ALIGNMENT])
+                _train_claimed(recipe, store, dataset, model, progress, todo)
         if not ours:
             if not waiting:
                 progress.say("  another process trains this; waiting for it")
@@ -59,43 +85,72 @@ def train_model(
 
 
 def _train_claimed(
-    recipe: Recipe, store: Store, dataset: Artifact, model: Artifact, progress: Progress
+    recipe: Recipe,
+    store: Store,
+    dataset: Artifact,
+    model: Artifact,
+    progress: Progress,
+    training: Training,
 ) -> None:
-    with local_folder(store, dataset) as data, working_folder(store, model) as output:
-        progress.say("  training")
-        try:
-            context = multiprocessing.get_context("spawn")
-            stop = context.Event()
-            with ProcessPoolExecutor(
-                1, context, initializer=_end_with_parent, initargs=(stop,)
-            ) as pool:
-                arguments = (recipe.model_dump_json(), str(data), str(output), store.url)
-                try:
-                    summary = pool.submit(_train, *arguments).result()
-                except BaseException:
-                    stop.set()  # Told to end, this process would wait for the whole training.
-                    raise
-        except BrokenProcessPool as error:
-            raise ServiceError(
-                "training was killed, often for want of memory; a rerun goes on from the last "
-                "checkpoint"
-            ) from error
+    config = training.config
+    with (
+        _training_data(store, dataset, config) as data,
+        working_folder(store, model) as output,
+    ):
+        progress.say("  training" if training.name == ALIGNMENT else f"  training {training.name}")
+        alone = config.model_copy(update={"texts": None}) if _texts(config) else config
+        told = (recipe.model_dump_json(), alone.model_dump_json())
+        summary = in_child("training", _train, *told, str(data), str(output), store.url)
         if not store.is_local:
             send(output, store, model)
         finished = store.manifest(dataset)
         manifest = Manifest(
             stage=model.stage,
             fingerprint=model.fingerprint,
-            name=f"{recipe.name} aligned",
-            rows=finished.rows if finished else 0,
+            name=f"{recipe.name} {'aligned' if training.name == ALIGNMENT else training.name}",
+            rows=finished.rows if finished and not _texts(config) else summary["train"]["rows"],
             dropped=0,
             parts=(summary["saved"],),
-            inputs=(str(dataset),),
-            config=recipe.model_dump(mode="json", include={"alignment"}),
+            inputs=(*(() if _texts(config) else (str(dataset),)), *map(str, training.starts)),
+            config={ALIGNMENT: recipe.trainings[training.name].model_dump(mode="json")},
             summary=summary,
         )
         store.finish(model, manifest)
         progress.finished(manifest)
+
+
+def in_child(what: str, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do a heavy piece of work in a process of its own, which gives its memory back when it ends.
+
+    Raises ServiceError, saying what was done there, where the process was killed.
+    """
+    try:
+        context = multiprocessing.get_context("spawn")
+        stop = context.Event()
+        with ProcessPoolExecutor(
+            1, context, initializer=_end_with_parent, initargs=(stop,)
+        ) as pool:
+            try:
+                return pool.submit(work, *arguments).result()
+            except BaseException:
+                stop.set()  # Told to end, this process would wait for all of the work.
+                raise
+    except BrokenProcessPool as error:
+        raise ServiceError(
+            f"{what} was killed, often for want of memory; a rerun goes on from what is kept"
+        ) from error
+
+
+def _texts(config: TrainingConfig) -> TextsConfig | None:
+    """The texts that a pre-training has in place of the dataset."""
+    return config.texts if isinstance(config, PretrainingConfig) else None
+
+
+@contextmanager
+def _training_data(store: Store, dataset: Artifact, config: TrainingConfig) -> Iterator[Path]:
+    texts = _texts(config)
+    with gathered(texts) if texts else local_folder(store, dataset) as folder:
+        yield folder
 
 
 @contextmanager
@@ -123,11 +178,16 @@ def working_folder(store: Store, artifact: Artifact) -> Iterator[Path]:
     if store.is_local:
         yield Path(store.folder(artifact))
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "pairwright" / "training" / fingerprint([store.url, str(artifact)])
+    folder = cache() / "training" / fingerprint([store.url, str(artifact)])
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder)
+
+
+def cache() -> Path:
+    """Where this machine keeps what belongs to stores that are buckets."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "pairwright"
 
 
 def send(folder: Path, store: Store, artifact: Artifact) -> None:
@@ -156,20 +216,23 @@ def _end_with_parent(stop: Event) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _train(recipe_json: str, dataset: str, output: str, store_url: str) -> dict[str, Any]:
+def _train(
+    recipe_json: str, config_json: str, dataset: str, output: str, store_url: str
+) -> dict[str, Any]:
     """In the child: train, then score the held-out pairs."""
+    from pydantic import TypeAdapter
+
     from training.loop import train
-    from training.methods import method_of
+    from training.methods import Alignment, method_of
 
     recipe = Recipe.model_validate_json(recipe_json)
-    config = recipe.alignment
-    assert config is not None
+    config: TrainingConfig = TypeAdapter(Alignment).validate_json(config_json)
     with _full_disk_explained(Path(output)), ExitStack() as stack:
         scorer = well_formed = None
         if config.probe is not None:
             scorer = stack.enter_context(_scorer(recipe, Store(store_url)))
             well_formed = _well_formed(recipe)
-        if isinstance(config, PPOConfig):
+        if isinstance(config, RewardedConfig):
             config = config.given(_reward_functions(config))
         result = train(
             config, Path(dataset), Path(output), recipe.runtime.training, scorer, well_formed
@@ -241,8 +304,8 @@ def _by_emptiness(group: Group) -> float | None:
     return None if ours == theirs else float(ours)
 
 
-def _reward_functions(config: PPOConfig) -> dict[str, RewardFunction]:
-    """The functions that PPO's configuration names, which score as an evaluation's checks do."""
+def _reward_functions(config: RewardedConfig) -> dict[str, RewardFunction]:
+    """The functions that a configuration names, which score as an evaluation's checks do."""
 
     def function(place: str) -> RewardFunction:
         check = load_check(place)
@@ -254,7 +317,7 @@ def _reward_functions(config: PPOConfig) -> dict[str, RewardFunction]:
 def _well_formed(recipe: Recipe) -> Callable[[Messages, str], bool] | None:
     """The evaluation's check named `well_formed`, which also watches over training."""
     checks = recipe.evaluation.checks if recipe.evaluation else {}
-    if "well_formed" not in checks:
+    if WELL_FORMED not in checks:
         return None
-    check = load_check(checks["well_formed"])
+    check = load_check(checks[WELL_FORMED])
     return lambda messages, answer: check(make_prompt(messages, "held-out prompt"), answer) >= 0.5

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from flows.recipe import AskableJudge, JudgeConfig, Recipe
+from flows.steps import ALIGNMENT
 from generation.candidates import ImportedCandidates
 from generation.engine import EngineConfig, EngineRuntime
 from generation.prompts import PromptsConfig, read_prompts
@@ -21,6 +22,7 @@ from judging.pointwise import PointwiseJudge
 from judging.reasoned import ReasonedPairwiseJudge
 from judging.reward_model import RewardModelJudge
 from preferences.tables import read_rows
+from training.pretraining import PretrainingConfig
 from training.settings import TrainingConfig
 
 CHARACTERS = 4
@@ -81,11 +83,16 @@ def workload(recipe: Recipe) -> list[Work]:
         stages.append(_asking(name, source, runtime, calls, asked, source.sampling.max_tokens))
     for judge in recipe.judges:
         stages += _judging(recipe, judge, "judgments", prompts, answers, asked, longest)
-    if recipe.alignment is not None:
-        rows = round(prompts * (1 - recipe.split.test)) * _pairs(recipe, answers)
-        stages += _alignment(recipe.alignment, rows, asked, longest)
-        if recipe.evaluation is not None:
-            stages += _evaluation(recipe, prompts, asked)
+    rows = round(prompts * (1 - recipe.split.test)) * _pairs(recipe, answers)
+    for training, config in recipe.trainings.items():
+        name = training if training == ALIGNMENT else f"steps: {training}"
+        parameters = parameters_of(*recipe.model_before(training))
+        if isinstance(config, PretrainingConfig):
+            stages.append(_pretraining(name, config, parameters))
+        else:
+            stages += _training(name, config, parameters, rows, asked, longest)
+    if recipe.evaluation is not None:
+        stages += _evaluation(recipe, prompts, asked)
     return stages
 
 
@@ -158,10 +165,23 @@ def _comparisons(schedule: str, answers: int) -> float:
     return 2 * (answers - 1) if schedule == "knockout" else ADAPTIVE_CALLS * answers
 
 
-def _alignment(config: TrainingConfig, rows: int, asked: float, longest: float) -> list[Work]:
+def _pretraining(name: str, config: PretrainingConfig, parameters: int) -> Work:
+    assert config.texts is not None
+    rows = (row for table in config.texts.new for _, row in read_rows(table))
+    characters = sum(len(str(row.get(config.texts.column) or "")) for row in rows)
+    blocks = characters / CHARACTERS / config.max_length / (1 - config.replay)
+    steps = config.max_steps or math.ceil(blocks / config.update * (config.epochs or 1))
+    tokens = float(steps * config.update * config.max_length)
+    flops = training_flops(config, parameters, tokens)
+    title = f"{name}: pretraining"
+    return Work(title, steps * config.update, tokens, 0.0, flops, flops / TRAINING_SHARE)
+
+
+def _training(
+    name: str, config: TrainingConfig, parameters: int, rows: int, asked: float, longest: float
+) -> list[Work]:
     from training.memory import ROWS
 
-    parameters = parameters_of(config.model, config.revision)
     steps = config.max_steps or math.ceil(math.ceil(rows / config.update) * (config.epochs or 1))
     sequences = steps * config.update * ROWS.get(config.method, 1)
     stages = []
@@ -170,32 +190,37 @@ def _alignment(config: TrainingConfig, rows: int, asked: float, longest: float) 
         rollouts, written = int(options["rollouts"]), int(options["max_tokens"])
         steps = config.max_steps or math.ceil(rows / rollouts * (config.epochs or 1))
         sequences, longest = steps * rollouts * int(options["passes"]), float(written)
-        stages.append(_here("alignment: rollouts", parameters, steps * rollouts, asked, written))
+        stages.append(_here(f"{name}: rollouts", parameters, steps * rollouts, asked, written))
     tokens = sequences * min(asked + longest, config.max_length)
     flops = training_flops(config, parameters, tokens)
     if config.method == "ppo":
         # Before the passes, policy, reference and reward model read each answer once.
         flops += 6 * parameters * tokens / int(options["passes"])
-    name = f"alignment: {config.method}"
-    stages.append(Work(name, sequences, tokens, 0.0, flops, flops / TRAINING_SHARE))
+    title = f"{name}: {config.method}"
+    stages.append(Work(title, sequences, tokens, 0.0, flops, flops / TRAINING_SHARE))
     if config.probe is not None:
         probes = math.ceil(steps / config.probe.every) + 1
         calls = probes * config.probe.prompts
         written = config.probe.max_tokens
-        stages.append(_here("alignment: probes", parameters, calls, asked, written))
+        stages.append(_here(f"{name}: probes", parameters, calls, asked, written))
     return stages
 
 
 def _evaluation(recipe: Recipe, prompts: int, asked: float) -> list[Work]:
-    config, alignment = recipe.evaluation, recipe.alignment
+    config = recipe.evaluation
     assert config is not None
-    assert alignment is not None
     count = round(prompts * recipe.split.test)
     if config.prompts is not None:
         count, asked = _counted(config.prompts)
     groups, longest = count * config.samples, config.sampling.max_tokens
-    parameters = parameters_of(alignment.model, alignment.revision)
+    parameters = parameters_of(*recipe.model_before())
     stages = [_here("evaluation: answers", parameters, 2 * groups, asked, longest)]
+    if config.measures_kl:
+        read = groups * (asked + longest)
+        flops = (
+            2 * 2 * parameters * read
+        )  # The policy reads each of its answers, and the reference.
+        stages.append(Work("evaluation: KL", groups, 2 * read, 0.0, flops, flops / READING_SHARE))
     judge: AskableJudge | None = recipe.askable_judge()
     if judge is not None:
         stages += _judging(recipe, judge, "evaluation", groups, 2, asked, longest)

@@ -1,4 +1,5 @@
-"""What a finished run learnt, on held-out pairs: implicit reward accuracy, with its baseline.
+"""What a finished run learnt, on held-out pairs: implicit reward accuracy, with its baseline; and
+how far a policy has gone from another, on its own answers.
 
 The implicit reward of an answer is β·[log π(answer) − log π_ref(answer)] (Rafailov et al. 2023).
 A policy that only learnt "longer is better" scores well on it too, so that rule is scored on the
@@ -15,8 +16,10 @@ from typing import Any
 
 from preferences.errors import InputError
 from preferences.estimate import Z95, Estimate, clustered_mean
+from preferences.records import Messages
 from training import models
-from training.data import load_pairs
+from training.data import load_pairs, tokenize_answer
+from training.models import Dtype
 from training.saved_adapters import load_trained
 from training.settings import TrainingConfig
 
@@ -60,6 +63,75 @@ def implicit_reward_accuracy(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A language model: a folder or a Hub id, and what a run trained on it."""
+
+    model: str
+    revision: str | None = None
+    adapter: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnAnswer:
+    """What a policy answered."""
+
+    prompt: Messages
+    response: str
+    finished: bool
+    """It ended by itself and was not cut."""
+
+
+def log_ratios(
+    policy: Policy,
+    reference: Policy,
+    answers: Sequence[OwnAnswer],
+    dtype: Dtype,
+    temperature: float = 1.0,
+    batch_size: int = 8,
+) -> list[float | None]:
+    """log π(answer | prompt) − log π_ref(answer | prompt) of each answer, in nats.
+
+    Over answers that the policy itself drew at this temperature from its whole distribution, their
+    mean estimates KL(π‖π_ref) an answer, of both models at that temperature; up to where answers
+    are cut. One answer's can be negative. Texts are taken as the tokens that the template makes of
+    them; None where it refuses them.
+    """
+    tokenizer = models.load_tokenizer(policy.model, policy.revision)
+    ends = models.end_tokens(policy.model, policy.revision, tokenizer)
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    for number, answer in enumerate(answers):
+        prompt = [{"role": m.role, "content": m.content} for m in answer.prompt]
+        told = [{"role": "assistant", "content": answer.response}]
+        tokens, _, _ = tokenize_answer(prompt, told, tokenizer, ends=ends, max_length=_ANY)
+        if tokens is not None:
+            cut = not answer.finished and tokens.answer[-1] in ends
+            found[number] = tokens.prompt, tokens.answer[:-1] if cut else tokens.answer
+    rows, pad = list(found.values()), tokenizer.pad_token_id
+    with models.quiet_libraries():
+        ours, theirs = (
+            answer_log_probs(
+                _loaded(each, dtype), rows, pad, batch_size, dtype == "bfloat16", temperature
+            )
+            for each in (policy, reference)
+        )
+    ratios = dict(zip(found, (a - b for a, b in zip(ours, theirs, strict=True)), strict=True))
+    return [ratios.get(number) for number in range(len(answers))]
+
+
+_ANY = 2**31
+
+
+def _loaded(policy: Policy, dtype: Dtype) -> Any:
+    import torch
+
+    # In `dtype`, as what is frozen is: nothing trains here.
+    model = models.load_model(policy.model, policy.revision, "lora", dtype)
+    if policy.adapter is not None:
+        model = load_trained(model, policy.adapter)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
 def clustered_share(scores: Sequence[float], clusters: Sequence[str]) -> Estimate:
     """Mean of scores in [0, 1] with a 95 % Wilson interval that knows pairs share prompts.
 
@@ -88,8 +160,10 @@ def answer_log_probs(
     pad: int,
     batch_size: int,
     bf16: bool = False,
+    temperature: float = 1.0,
 ) -> list[float]:
-    """log π(answer | prompt) of each (prompt, answer), in nats, summed over the answer's tokens."""
+    """log π(answer | prompt) of each (prompt, answer), in nats, summed over the answer's tokens; of
+    the policy at this temperature."""
     import torch
 
     device = model.device
@@ -108,7 +182,7 @@ def answer_log_probs(
                 counted[i, len(prompt) : end] = True
             logits = model(input_ids=ids, attention_mask=present).logits
             # Virtual tokens stand before the prompt's own.
-            logits = logits[:, -width:][:, :-1].float()
+            logits = logits[:, -width:][:, :-1].float() / temperature
             tokens = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
             sums += (tokens * counted[:, 1:]).sum(-1).tolist()
     return sums

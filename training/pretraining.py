@@ -10,12 +10,16 @@ few of the old ones are replayed. The loss is −log π(token), in nats, over al
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from preferences.config import Config
 from preferences.errors import InputError
 from training import adapters, models
 from training.loop import Method, train
@@ -23,9 +27,22 @@ from training.models import Weights
 from training.run import TrainingRuntime, write_json
 from training.saved_adapters import load_trained
 from training.settings import TrainingConfig, training_arguments
-from training.texts import Blocks, load_blocks
+from training.texts import Blocks, gather_texts, load_blocks
 
 __all__ = ["METHOD", "PretrainingConfig", "build_trainer", "train"]
+
+
+class TextsConfig(Config):
+    """Tables of plain texts: JSON Lines, CSV or Parquet, gzipped or not, or Hub data sets."""
+
+    new: tuple[str, ...] = Field(min_length=1)
+    """Those to learn."""
+    old: tuple[str, ...] = ()
+    """Texts like those that the model was trained on before, for `replay`."""
+    column: str = "text"
+    """Where the text stands in a row of them."""
+    held_out: float = Field(0.01, ge=0, lt=1)
+    """Share of the texts that are not trained on and show what was learnt and forgotten."""
 
 
 class PretrainingConfig(TrainingConfig):
@@ -48,8 +65,19 @@ class PretrainingConfig(TrainingConfig):
     origin `old`. More for new texts that are very unlike: up to a half."""
     max_length: int = Field(1024, ge=2)
     """Tokens of a block. Texts stand in them one after the other, an end token behind each."""
+    texts: TextsConfig | None = None
+    """What to train on; without it, the dataset that training is given holds texts."""
     probe: None = None
     """Nothing is asked, so nothing is sampled."""
+
+    @model_validator(mode="after")
+    def _texts_to_replay(self) -> Self:
+        if self.texts is not None and self.replay and not self.texts.old:
+            raise ValueError(
+                f"replay: {self.replay} of what is trained on are old texts and there are none; "
+                "name some as texts.old, or say replay: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_that_hold_texts(self) -> Self:
@@ -77,6 +105,18 @@ class PretrainingEvaluation:
 
     new: TextLoss | None
     old: TextLoss | None
+
+
+@contextmanager
+def gathered(texts: TextsConfig) -> Iterator[Path]:
+    """The texts as one dataset, in a folder that is there while the block lasts.
+
+    The same texts give the same bytes, so a run that is resumed finds its own dataset again.
+    """
+    with TemporaryDirectory(prefix="pairwright-") as folder:
+        held_out, column = texts.held_out, texts.column
+        gather_texts(texts.new, texts.old, Path(folder), column=column, held_out=held_out)
+        yield Path(folder)
 
 
 def load_data(

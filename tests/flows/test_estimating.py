@@ -91,14 +91,14 @@ runtime:
 
 def test_hours_of_the_device_cost_their_price() -> None:
     work = Work("alignment: dpo", 1, 1.0, 0.0, 1.0, 989e12 * 7200)
-    found = Estimate("r", "H100", (work,), (7200.0,), 3.5, None, None, (), None)
+    found = Estimate("r", "H100", (work,), (7200.0,), 3.5, None, None, None, (), None)
     assert found.total_seconds == 7200
     assert found.cost == pytest.approx(7.0)
 
 
 def test_a_price_that_is_not_known_makes_no_cost() -> None:
     work = Work("candidates: a", 1, 1.0, 1.0, 0.0, 0.0, is_here=False)
-    assert Estimate("r", None, (work,), (None,), 3.5, None, None, (), None).cost is None
+    assert Estimate("r", None, (work,), (None,), 3.5, None, None, None, (), None).cost is None
 
 
 def test_a_size_of_memory_has_no_speed() -> None:

@@ -32,7 +32,7 @@ def recipe(folder: Path, **changes: Any) -> Path:
         "judges": [{"kind": "prior", "name": "order", "order": ["strong", "weak"]}],
     }
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump({**values, **changes}))
+    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
     return path
 
 

@@ -15,13 +15,14 @@ import yaml
 from pydantic import TypeAdapter
 
 from flows import assembling, stages
+from flows.chain import train_in_turn
 from flows.evaluation import evaluate
 from flows.labels import argilla_people
-from flows.plan import make_plan
+from flows.plan import make_plan, training_artifacts
 from flows.progress import Progress
 from flows.recipe import Recipe, load_recipe
+from flows.rounds import go_round, rounds_of
 from flows.run import Run
-from flows.train import train_model
 from generation.engine import EngineConfig, EngineRuntime
 from preferences.config import Config
 from preferences.errors import InputError, ServiceError
@@ -98,8 +99,9 @@ def carry_out(folder: Path, recipe: dict[str, Any]) -> Store:
     stages.make_rankings(run)
     assembling.make_preferences(run)
     assembling.make_dataset(run, text)
-    if plan.alignment is not None:
-        train_model(plan.recipe, store, plan.dataset, plan.alignment, run.progress)
+    trained = training_artifacts(plan.recipe, plan.dataset)
+    for name in trained:
+        train_in_turn(plan.recipe, store, plan.dataset, trained, name, run.progress)
     if plan.alignment is not None and plan.evaluation is not None:
         arguments = (plan.recipe, store, plan.dataset, plan.alignment, plan.evaluation)
         evaluate(*arguments, run.progress)
@@ -123,7 +125,7 @@ def answered(body: dict[str, Any], number: int) -> Answer:
     return reply("A", logprobs={"content": [{**tokens[0], "top_logprobs": tokens}]})
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(480)
 def test_every_key_is_read_by_the_code_that_uses_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: set[Key]
 ) -> None:
@@ -137,6 +139,8 @@ def test_every_key_is_read_by_the_code_that_uses_it(
     asking = {"base_url": endpoint.url, "price_per_million": [1.0, 1.0], "spending_limit": 5.0}
     write(tmp_path / "prompts.jsonl", [{"prompt": f"Say {n}, please."} for n in range(12)])
     write(tmp_path / "held.jsonl", [{"prompt": "Sing."}])
+    write(tmp_path / "texts.jsonl", [{"body": f"The number {n}. " * 20} for n in range(9)])
+    texts = {"new": ["texts.jsonl"], "old": ["texts.jsonl"], "column": "body", "held_out": 0.0}
     decontamination = {"against": ["held.jsonl"]}
     tiny = {"max_tokens": 4}
     # Of random weights nothing better can be asked.
@@ -158,15 +162,25 @@ def test_every_key_is_read_by_the_code_that_uses_it(
         "people": {"labels": "labels.csv", "budget": 4},
         "pairs": {"min_probability": 0.5},
         "split": {"test": 0.3},
-        "alignment": {"method": "dpo", "model": model, "epochs": 0.5, "dtype": "float32"}
+        "steps": {
+            "field": {"method": "pretraining", "model": model, "texts": texts, "max_steps": 1}
+            | {"weights": "lora", "dtype": "float32", "max_length": 32}
+        },
+        "alignment": {"method": "dpo", "model": "field", "epochs": 0.5, "dtype": "float32"}
         | {"batch_size": 2, "probe": probe},
-        "evaluation": {"engine": "transformers", "judge": "scorer", "sampling": tiny},
+        "evaluation": {"engine": "transformers", "judge": "scorer", "sampling": tiny}
+        | {"kl_reference": {"model": model}},
+        "rounds": {"most": 1, "max_kl": 99.0},
         "runtime": {"engines": {"far": asking, "judge": asking}, "store": str(tmp_path / "store")},
     }
     try:
         store = carry_out(tmp_path, asked)
     finally:
         endpoint.close()
+    # A run of the recipe is its first round.
+    loaded = load_recipe(tmp_path / "recipe.yaml")
+    done, found = go_round(loaded, store, rounds_of(loaded, None), lambda path: False)
+    assert (len(done), found.over) == (1, True)
     train_by_every_method(tmp_path / "trained", model, store)
     monkeypatch.setenv("ARGILLA_API_KEY", "none")
     ask_in_argilla(asked)
