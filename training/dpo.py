@@ -3,9 +3,9 @@ trainer, save.
 
 The loss of a pair is −log σ(β·Δ) with Δ = [log π(chosen) − log π_ref(chosen)] −
 [log π(rejected) − log π_ref(rejected)], log-probabilities summed over the answer's tokens and its
-end token (eq. 7); `training.labels` has it for labels that are not certain. The trainer is TRL's;
-around it are a check of everything that fails silently there, exact resume, and held-out sampling
-that stops a run which decays.
+end token (eq. 7); `training.labels` has it for labels that are not certain. The trainer is TRL's,
+with the forward pass of `training.shared_prefix`; around it are a check of everything that fails
+silently there, exact resume, and held-out sampling that stops a run which decays.
 """
 
 from __future__ import annotations
@@ -152,13 +152,13 @@ def build_trainer(
     from trl.trainer.utils import disable_dropout_in_model
 
     from training.hooks import report_to
-    from training.labels import LabelledPairTrainer, PairTrainer
+    from training.shared_trainers import SharedLabelledPairTrainer, SharedPairTrainer
 
     model = models.load_model(config.model, config.revision, config.weights, config.dtype)
     disable_dropout_in_model(model)
     model, adapter = adapters.prepare(model, config, config.gradient_checkpointing)
-    kind: Any = functools.partial(LabelledPairTrainer, config.loss)
-    trainer = (kind if config.labelled else PairTrainer)(
+    kind: Any = functools.partial(SharedLabelledPairTrainer, config.loss)
+    trainer = (kind if config.labelled else SharedPairTrainer)(
         model=model,
         args=TRLConfig(
             **training_arguments(config, runtime, output, evaluate=held_out is not None),

@@ -4,7 +4,8 @@ config, data, model, trainer.
 With r = log π(answer) − log π_ref(answer), summed over the answer's tokens and its end token, the
 loss of a liked answer is λ_D·[1 − σ(β·(r − z))] and of a disliked one λ_U·[1 − σ(β·(z − r))] (eq. 7
 and 8). z = max(0, mean of r over answers put to other prompts) estimates how far the policy has
-moved from its reference, and is not differentiated. The trainer is TRL's.
+moved from its reference, and is not differentiated. The trainer is TRL's, with the forward pass of
+`training.shared_prefix`.
 """
 
 from __future__ import annotations
@@ -116,13 +117,13 @@ def build_trainer(
     from trl.trainer.utils import disable_dropout_in_model
 
     from training.hooks import report_to
-    from training.likes import LikesTrainer
+    from training.shared_trainers import SharedLikesTrainer
 
     model = models.load_model(config.model, config.revision, config.weights, config.dtype)
     disable_dropout_in_model(model)
     model, adapter = adapters.prepare(model, config, config.gradient_checkpointing)
     desirable, undesirable = label_weights(config, answers.rows["label"])
-    trainer = LikesTrainer(
+    trainer = SharedLikesTrainer(
         model=model,
         args=TRLConfig(
             **training_arguments(config, runtime, output, evaluate=held_out is not None),
