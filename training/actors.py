@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,38 @@ from training.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from training.ppo import PPOConfig
+    from training.rewarded import RewardedConfig
 
 POLICY, REWARD = "default", "reward"
 """The names of the adapters on the base; the first is peft's own."""
 
 LOW_RANK = ("lora", "dora", "qlora", "qdora")
 """Weights beside which the adapter of a reward model fits on one base."""
+
+
+class Rewarding(Protocol):
+    """What reads rewards; `Actors` do."""
+
+    @property
+    def frozen(self) -> Any:
+        """What carries the reward model's adapter."""
+
+    @property
+    def reward_head(self) -> nn.Linear | None:
+        """(hidden) → 1, in float32; None where only functions reward."""
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bfloat16."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardModel:
+    """A reward model beside a policy that something else trains."""
+
+    frozen: Any = None
+    reward_head: nn.Linear | None = None
+    bf16: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +100,25 @@ def load_actors(config: PPOConfig) -> Actors:
     """The actors of a configuration, freshly loaded: the policy still is the reference, and the
     value is 0 everywhere."""
     policy = adapters.put_on(_base(config), config, config.gradient_checkpointing)
+    frozen, reward_head = load_frozen(config, policy)
+    if config.gradient_checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    value_head = nn.Linear(policy.get_output_embeddings().weight.shape[1], 1)
+    nn.init.zeros_(value_head.weight)
+    nn.init.zeros_(value_head.bias)
+    # No dropout is on, so the mode changes nothing but whether activations are computed again.
+    policy.train(config.gradient_checkpointing)
+    return Actors(
+        policy, value_head.to(policy.device), frozen, reward_head, config.dtype == "bfloat16"
+    )
+
+
+def load_frozen(config: RewardedConfig, policy: Any) -> tuple[Any, nn.Linear | None]:
+    """What carries reference and reward beside a policy, and the reward model's head.
+
+    It is the policy itself where all of them are adapters on one base, and otherwise a copy of what
+    the policy started from.
+    """
     shared = models.has_adapter(config.weights) and (
         config.reward_model is None or config.weights in LOW_RANK
     )
@@ -90,24 +135,15 @@ def load_actors(config: PPOConfig) -> Actors:
         from training.reward_head import add_adapter
 
         reward_head = add_adapter(frozen, reward_adapter(config), REWARD)
-    if config.gradient_checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if models.has_adapter(config.weights):
         # The reward model's adapter is not part of what was trained.
         policy.save_pretrained = functools.partial(
             policy.save_pretrained, selected_adapters=[POLICY]
         )
-    value_head = nn.Linear(policy.get_output_embeddings().weight.shape[1], 1)
-    nn.init.zeros_(value_head.weight)
-    nn.init.zeros_(value_head.bias)
-    # No dropout is on, so the mode changes nothing but whether activations are computed again.
-    policy.train(config.gradient_checkpointing)
-    return Actors(
-        policy, value_head.to(policy.device), frozen, reward_head, config.dtype == "bfloat16"
-    )
+    return frozen, reward_head
 
 
-def _base(config: PPOConfig) -> Any:
+def _base(config: RewardedConfig) -> Any:
     from trl.trainer.utils import disable_dropout_in_model
 
     model = models.load_model(config.model, config.revision, config.weights, config.dtype)
@@ -117,7 +153,7 @@ def _base(config: PPOConfig) -> Any:
     return model.eval()
 
 
-def reward_adapter(config: PPOConfig) -> Path:
+def reward_adapter(config: RewardedConfig) -> Path:
     """The adapter's folder in a reward model's run; InputError if none fits this base."""
     run = Path(str(config.reward_model))
     folder = run / "adapter" if (run / "adapter").is_dir() else run
@@ -151,7 +187,7 @@ def read_reference(actors: Actors, rollouts: Rollouts, rows: Tensor, temperature
         return _read(actors.frozen, rollouts, rows, temperature, actors.bf16).log_probs
 
 
-def read_reward(actors: Actors, rollouts: Rollouts, rows: Tensor) -> Tensor:
+def read_reward(actors: Rewarding, rollouts: Rollouts, rows: Tensor) -> Tensor:
     """The reward model's raw score of some rows, (B,): its head on their last tokens' states."""
     assert actors.reward_head is not None
     tokens, present = rollouts.tokens[rows], rollouts.present[rows]

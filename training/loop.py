@@ -83,6 +83,8 @@ class Method:
     held-out data."""
     unit: str = "pairs"
     """What a batch is counted in."""
+    learnt: str | None = None
+    """What an update is counted in, where that is something else."""
     accuracy: str | None = "eval_rewards/accuracies"
     """What its trainer calls the held-out accuracy, for early stopping; None where it has none."""
     chats: bool = True
@@ -222,11 +224,11 @@ def _told(
     told = f"{learnt.counts.kept:,} {method.unit} to train on"
     if held_out is not None:
         told += f", {held_out.counts.kept:,} held out"
-    update = f"{config.update:,} {method.unit} an update"
+    update = f"{config.update:,} {method.learnt or method.unit} an update"
     if config.accumulation > 1:
         update += f" ({config.accumulation} batches of {config.batch_size})"
     lines = [f"data: {told}; {update}"]
-    if learnt.counts.kept < config.update:
+    if method.learnt is None and learnt.counts.kept < config.update:
         lines.append(
             f"warning: {learnt.counts.kept:,} {method.unit} are fewer than an update's "
             f"{config.update:,}"

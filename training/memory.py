@@ -13,6 +13,7 @@ from typing import Any
 
 from preferences.errors import InputError
 from training.models import is_quantised
+from training.rewarded import RewardedConfig
 from training.settings import TrainingConfig
 from training.shape import Shape
 
@@ -114,9 +115,11 @@ def training_memory(config: TrainingConfig, model: Any, shape: Shape) -> Memory:
         padded=rows > 1,
     )
     head: rehearsal.Head = rehearsal.fused_head
-    answer = 0
+    answer, copied = 0, False
+    if isinstance(config, RewardedConfig):
+        answer = min(config.max_tokens, config.max_length - 1)
+        copied = config.keeps_start
     if config.method == "ppo":
-        answer = min(int(getattr(config, "max_tokens", 256)), config.max_length - 1)
         head = rehearsal.full_head(answer)
     elif config.method == "reward":
         head = rehearsal.no_head
@@ -124,7 +127,7 @@ def training_memory(config: TrainingConfig, model: Any, shape: Shape) -> Memory:
     largest = max(shape.quantised_layers, default=0) if quantised else 0
     return Memory(
         weights=weights,
-        copies=loaded if full and config.method == "ppo" else 0.0,
+        copies=loaded if full and copied else 0.0,
         adapter=0.0 if full else 4 * held.trained,
         gradients=4 * held.trained,
         optimizer=STATES[getattr(config, "optimizer", "adamw")] * held.trained,

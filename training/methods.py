@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from training import dpo, kto, orpo, ppo, pretraining, reward, sft
+from training import dpo, group_relative, kto, orpo, ppo, pretraining, reward, sft
 from training.dpo import DPOConfig
+from training.group_relative import GRPOConfig, RLOOConfig
 from training.kto import KTOConfig
 from training.loop import Method
 from training.orpo import ORPOConfig
@@ -19,11 +20,13 @@ from training.sft import SFTConfig
 
 METHODS = {
     "dpo": dpo.METHOD,
+    "grpo": group_relative.METHOD,
     "kto": kto.METHOD,
     "orpo": orpo.METHOD,
     "ppo": ppo.METHOD,
     "pretraining": pretraining.METHOD,
     "reward": reward.METHOD,
+    "rloo": group_relative.METHOD,
     "sft": sft.METHOD,
 }
 """What each does, by its name."""
@@ -37,11 +40,13 @@ def _method_named(value: Any) -> str:
 
 Alignment = Annotated[
     Annotated[DPOConfig, Tag("dpo")]
+    | Annotated[GRPOConfig, Tag("grpo")]
     | Annotated[KTOConfig, Tag("kto")]
     | Annotated[ORPOConfig, Tag("orpo")]
     | Annotated[PPOConfig, Tag("ppo")]
     | Annotated[PretrainingConfig, Tag("pretraining")]
     | Annotated[RewardConfig, Tag("reward")]
+    | Annotated[RLOOConfig, Tag("rloo")]
     | Annotated[SFTConfig, Tag("sft")],
     Discriminator(_method_named),
 ]

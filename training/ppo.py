@@ -68,4 +68,11 @@ def build_trainer(
     return trainer
 
 
-METHOD = Method(load_data, build_trainer, implicit_reward_accuracy, unit="prompts", accuracy=None)
+METHOD = Method(
+    load_data,
+    build_trainer,
+    implicit_reward_accuracy,
+    unit="prompts",
+    learnt="answers",
+    accuracy=None,
+)

@@ -18,11 +18,8 @@ from transformers import Trainer, TrainerState, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, TrainerControl
 
-from preferences.errors import InputError, ServiceError
-from preferences.tables import folder_fingerprint
 from training import models
-from training.actors import load_actors, read_reward, reward_adapter
-from training.adapters import reference
+from training.actors import load_actors
 from training.data import HeldOutPrompt
 from training.kl_control import next_coefficient
 from training.over_optimisation import Guard
@@ -30,15 +27,14 @@ from training.ppo import PPOConfig
 from training.ppo_step import take_step
 from training.prober import Prober
 from training.prompts import Prompts
-from training.rollouts import (
-    Answer,
-    Rollouts,
-    as_rollouts,
-    function_scores,
-    prompts_of_step,
-    sample_answers,
-    seed_of_step,
+from training.rewards import (
+    answers_to,
+    require_same_reward,
+    reward_fingerprint,
+    scale_of_rewards,
+    scores_of,
 )
+from training.rollouts import Answer, Rollouts, as_rollouts, prompts_of_step, seed_of_step
 from training.run import TrainingRuntime, write_json
 from training.settings import SCHEDULES, training_arguments
 
@@ -175,91 +171,29 @@ class PPOTrainer:
 
     def _sample(self, asked: list[HeldOutPrompt], seed: int) -> list[Answer]:
         """An answer to each prompt by the policy as it is now."""
-        config, prompts = self.config, [prompt.ids for prompt in asked]
-        if config._sampler is None:
-            return sample_answers(
-                self.model,
-                prompts,
-                ends=self.ends,
-                pad=self.pad,
-                temperature=config.temperature,
-                max_tokens=config.max_tokens,
-                seed=seed,
-                batch_size=config.batch_size,
-                bf16=self.actors.bf16,
-            )
-        models.save_model(
-            self.model, self.processing_class, config.weights, config.dtype, self.handed_over
-        )
-        answers = config._sampler(
+        return answers_to(
+            asked,
+            self.config,
+            self.model,
+            self.processing_class,
+            self.ends,
+            seed,
             self.handed_over,
-            prompts,
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-            seed=seed,
         )
-        if len(answers) != len(prompts):
-            raise ServiceError(
-                f"the sampler returned {len(answers)} answers to {len(prompts)} prompts; each "
-                "needs one"
-            )
-        for prompt, answer in zip(asked, answers, strict=True):
-            # Without its end token, nothing would teach the policy when to stop.
-            if not answer.ids or answer.finished != (answer.ids[-1] in self.ends):
-                raise ServiceError(
-                    f"the sampler's answer to prompt {prompt.prompt_id} ends with token "
-                    f"{answer.ids[-1:]} and is said to be "
-                    f"{'finished' if answer.finished else 'cut'}; an end token belongs to an "
-                    "answer that is finished, and to no other"
-                )
-        return list(answers)
 
     def _rollouts(self, asked: list[HeldOutPrompt], answers: list[Answer]) -> Rollouts:
         return as_rollouts(asked, answers, self.processing_class, self.pad, self.model.device)
 
     def _score(self, rollouts: Rollouts) -> tuple[Tensor, dict[str, float]]:
         """Each answer's score, (B,), and the mean of its parts where there are several."""
-        device = rollouts.mask.device
-        parts = {
-            name: torch.tensor(scores, device=device)
-            for name, scores in function_scores(self.config._functions, rollouts).items()
-        }
-        if self.config.reward_model is not None:
-            parts["reward_model"] = (self._raw_scores(rollouts) - self.shift) / self.scale
-        means = {f"score/{name}": float(scores.mean()) for name, scores in parts.items()}
-        return torch.stack(list(parts.values())).sum(0), means if len(parts) > 1 else {}
-
-    def _raw_scores(self, rollouts: Rollouts) -> Tensor:
-        batches = rollouts.batches(self.config.batch_size)
-        return torch.cat([read_reward(self.actors, rollouts, rows) for rows in batches])
+        return scores_of(rollouts, self.config, self.actors, self.shift, self.scale)
 
     def _normalise(self) -> None:
         """Bring the reward model to mean 0 and deviation 1 over the reference's finished answers,
         and let the critic start as the reward model."""
-        config = self.config
-        places = prompts_of_step(len(self.prompts), config.reward_samples, config.seed, 1)
-        asked = [self.prompts[place] for place in places]
-        with reference(self.model):
-            answers = sample_answers(
-                self.model,
-                [prompt.ids for prompt in asked],
-                ends=self.ends,
-                pad=self.pad,
-                temperature=config.temperature,
-                max_tokens=config.max_tokens,
-                seed=seed_of_step(config.seed, 0),
-                batch_size=config.batch_size,
-                bf16=self.actors.bf16,
-            )
-        rollouts = self._rollouts(asked, answers)
-        finished = self._raw_scores(rollouts)[rollouts.finished]
-        spread = float(finished.std()) if len(finished) > 1 else 0.0
-        if not spread > 0:
-            raise InputError(
-                f"reward_model: {len(finished)} finished answers of the reference have scores that "
-                f"differ by {spread:.3g}; raise max_tokens, or train the reward model longer"
-            )
-        self.shift, self.scale = float(finished.mean()), spread
+        self.shift, self.scale = scale_of_rewards(
+            self.prompts, self.config, self.actors, self.model, self.processing_class, self.ends
+        )
         head, value = self.actors.reward_head, self.actors.value_head
         assert head is not None
         with torch.no_grad():
@@ -292,17 +226,13 @@ class PPOTrainer:
             "shift": self.shift,
             "scale": self.scale,
             "scores": list(self.scores.values()),
-            "reward_model": self._reward_fingerprint(),
+            "reward_model": reward_fingerprint(self.config),
         }
         write_json(folder / "ppo.json", values)
 
     def _load(self, folder: Path) -> None:
         values = json.loads((folder / "ppo.json").read_text())
-        if values["reward_model"] != self._reward_fingerprint():
-            raise InputError(
-                f"reward_model: {self.config.reward_model} is not what this run began with; put "
-                "that one back, or train in another folder"
-            )
+        require_same_reward(self.config, values["reward_model"])
         saved = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
         with torch.no_grad():
             for name, parameter in self.actors.trained().items():
@@ -313,8 +243,3 @@ class PPOTrainer:
         self.coefficient = values["kl_coefficient"]
         self.shift, self.scale = values["shift"], values["scale"]
         self.scores.update(enumerate(values["scores"], start=1))
-
-    def _reward_fingerprint(self) -> str | None:
-        if self.config.reward_model is None:
-            return None
-        return folder_fingerprint(reward_adapter(self.config))

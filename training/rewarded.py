@@ -69,6 +69,12 @@ class RewardedConfig(TrainingConfig):
             )
         return self
 
+    @property
+    def keeps_start(self) -> bool:
+        """Whether the model it starts from is needed all along, as reference or under a reward
+        model: where full weights train, as a copy."""
+        return True
+
     def given(
         self, functions: Mapping[str, RewardFunction], sampler: Sampler | None = None
     ) -> Self:

@@ -32,7 +32,7 @@ from tests.generation.endpoint import Answer, Endpoint, reply
 from tests.generation.tiny_model import write_model, write_reward_model
 from training.loop import train
 from training.methods import Alignment
-from training.ppo import PPOConfig
+from training.rewarded import RewardedConfig
 from training.settings import TrainingConfig
 from training.texts import gather_texts
 
@@ -248,10 +248,12 @@ def train_by_every_method(folder: Path, model: str, store: Store) -> None:
         {"method": "pretraining", "max_length": 32},
     ]
     answers = {"method": "ppo", "rollouts": 2, "max_tokens": 4}
-    methods += [{**answers, "reward_functions": {"f": "x:f"}, "kl": {"kind": "adaptive"}}]
+    reward = {"reward_functions": {"f": "x:f"}}
+    methods += [{**answers, **reward, "kl": {"kind": "adaptive"}}]
+    methods += [{**answers, **reward, "method": name, "samples": 2} for name in ("rloo", "grpo")]
     for number, method in enumerate(methods):
         config: TrainingConfig = TypeAdapter(Alignment).validate_python({**tiny, **method})
-        if isinstance(config, PPOConfig):
+        if isinstance(config, RewardedConfig):
             config = config.given({"f": lambda messages, answer: -float(len(answer))})
         data = folder / "texts" if config.method == "pretraining" else dataset
         train(config, data, folder / f"run-{number}")
