@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any
 from unittest import mock
 
@@ -252,8 +251,7 @@ def tell(found: dict[Workload, list[Measured]], running: list[Contender]) -> Non
     note = (
         f"Medians of {repeats} batches, with the least and the most; ratios are a batch's own. "
         "Batches of 3, 6 and 6 pairs; lengths of prompts and of answers are lognormal with the "
-        f"mean given and σ {SPREAD}. torch {torch.__version__}, transformers "
-        f"{version('transformers')}, trl {version('trl')}, peft {version('peft')}."
+        f"mean given and σ {SPREAD}."
     )
     header = [
         "prompt/answer",

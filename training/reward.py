@@ -57,8 +57,9 @@ class RewardConfig(TrainingConfig):
     """Weight λ of λ·(r_c + r_r)² in the loss, which keeps rewards around 0; they differ only by a
     constant otherwise, and PPO has to know which."""
     packing: bool = True
-    """Put several answers into a row where there is room, each blind to the others: the same
-    rewards with less padding. A model that cannot is refused before training."""
+    """Put several answers into a row: the same rewards with less padding. Where that is exact, all
+    of a batch stand in one, behind prompts that their pairs share; otherwise as many as there is
+    room for, each blind to the others, and a model that cannot is refused before training."""
     probe: None = None
     """A reward model answers nothing, so nothing is sampled."""
 
@@ -180,7 +181,7 @@ def build_trainer(
     )
     trainer.centring = config.centring
     adapters.keep_in_float32(trainer.model)
-    if config.packing:
+    if config.packing and not trainer.share():
         some = train_rows.select(range(min(4, len(train_rows))))
         answers = [row["prompt_ids"] + row["chosen_ids"] for row in some]
         reward_head.require_exact(trainer.model, answers, config.dtype)

@@ -1,4 +1,5 @@
-"""A reward head on a language model: loaded, read at the end of every answer, packed, published.
+"""A reward head on a language model: loaded, read at the end of every answer, packed or with the
+prompt of a pair in common, published.
 
 transformers reads a sequence classifier at the last token that is not the padding token. Where
 padding and end are the same token, that is the one before the end. Here positions come from
@@ -23,6 +24,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from preferences.errors import InputError
 from training.models import Dtype, Weights, is_quantised
+from training.shared_attention import Segments, hidden_states
 
 HEAD = "score"
 """What transformers calls the head of its sequence classifiers."""
@@ -39,17 +41,21 @@ class Batch:
     input_ids: Tensor
     """(B, T). What stands behind a row's last sequence is padding."""
     attention_mask: Tensor
-    """(B, T), 1 at tokens of sequences."""
+    """(B, T), 1 at tokens of sequences. With `segments` it is of sequences in a row each: it only
+    counts tokens then."""
     position_ids: Tensor
     """(B, T), from 0 in every sequence."""
     rows: Tensor
     """(N,), the row of each sequence, in the order they were given."""
     ends: Tensor
     """(N,), the place of each sequence's last token in its row."""
+    segments: Segments | None = None
+    """Which tokens see which, where no token stands twice and B is 1."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """By name, for the model."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    def tensors(self) -> dict[str, Any]:
+        """By name, for the model; `segments` where there are some."""
+        given = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def one_a_row(sequences: Sequence[list[int]]) -> Batch:
@@ -77,6 +83,27 @@ def packed(sequences: Sequence[list[int]], width: int | None) -> Batch:
         rows[row].append(i)
         free[row] -= size
     return _laid_out(sequences, rows)
+
+
+def shared_pairs(sequences: Sequence[list[int]]) -> Batch:
+    """All sequences in one row in which no token stands twice: the first half is chosen answers,
+    the second the rejected ones to them, each behind its prompt.
+
+    A model takes it whose attention is `training.shared_attention`'s, where `why_not` allows it.
+    """
+    from training.shared_prefix import shared
+
+    apart = one_a_row(sequences)
+    row = shared(apart.input_ids, apart.attention_mask, answers=2)
+    ends = row.places[apart.rows, apart.ends]
+    return Batch(
+        row.input_ids,
+        apart.attention_mask,
+        row.position_ids,
+        torch.zeros_like(ends),
+        ends,
+        row.segments,
+    )
 
 
 def _laid_out(sequences: Sequence[list[int]], rows: Sequence[Sequence[int]]) -> Batch:
@@ -143,23 +170,28 @@ def load(model: str, revision: str | None, weights: Weights, dtype: Dtype, seed:
 def read_at_ends(model: Any, packing: bool) -> None:
     """Make the model's forward pass return the rewards at the given ends, `logits` (N, 1).
 
-    It takes a `Batch`'s tensors; without `ends` it is the library's. Packed sequences do not see
-    each other, because no mask is given and positions begin anew in each: then transformers builds
-    the block mask for the attentions `eager`, `sdpa` and `flex_attention` in any number of rows,
-    and `flash_attention_2` and `_3` compute each sequence by itself where there is one row. Layers
-    that are not attention (convolutions, state spaces) would look across; `require_exact` finds it.
+    It takes a `Batch`'s tensors; without `ends` it is the library's. One with `segments` says
+    itself what sees what, whatever `packing` is. Packed sequences do not see each other, because no
+    mask is given and positions begin anew in each: then transformers builds the block mask for the
+    attentions `eager`, `sdpa` and `flex_attention` in any number of rows, and `flash_attention_2`
+    and `_3` compute each sequence by itself where there is one row. Layers that are not attention
+    (convolutions, state spaces) would look across; `require_exact` finds it.
     """
     library: Any = model.forward
 
     def forward(input_ids: Tensor | None = None, **given: Any) -> Any:
-        if given.get("ends") is None:
+        if input_ids is None or given.get("ends") is None:
             return library(input_ids=input_ids, **given)
-        states = model.base_model(
-            input_ids=input_ids,
-            attention_mask=None if packing else given["attention_mask"],
-            position_ids=given["position_ids"],
-            use_cache=False,
-        ).last_hidden_state
+        positions, segments = given["position_ids"], given.get("segments")
+        if segments is not None:
+            states = hidden_states(model.base_model, input_ids, positions, segments)[None]
+        else:
+            states = model.base_model(
+                input_ids=input_ids,
+                attention_mask=None if packing else given["attention_mask"],
+                position_ids=positions,
+                use_cache=False,
+            ).last_hidden_state
         head = getattr(model, HEAD)
         kind = head.weight.dtype
         with torch.autocast(states.device.type, enabled=False):

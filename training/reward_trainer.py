@@ -5,6 +5,7 @@ This module imports trl at its head, so it is imported inside functions only.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,8 +14,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from trl.trainer.reward_trainer import RewardTrainer
 
+from training import shared_prefix
 from training.hooks import Tokenized
-from training.reward_head import one_a_row, packed
+from training.reward_head import one_a_row, packed, shared_pairs
+from training.shared_attention import NAME
+
+LOG = logging.getLogger(__name__)
 
 LABELS = ("probability", "weight", "margin")
 """Columns of the pairs that the loss reads and the model does not."""
@@ -57,6 +62,18 @@ class PairRewardTrainer(Tokenized, RewardTrainer):
     _signature_columns: Any
     centring: float = 0.0
 
+    def share(self) -> bool:
+        """Compute each token of a batch once from now on, if that changes nothing but the time:
+        whether it is so. One line in the log says it, a warning if not."""
+        reason = shared_prefix.why_not(self.model)
+        if reason is None:
+            self.model.set_attn_implementation(NAME)
+            self.data_collator = collator(shared=True)
+            LOG.info("forward pass: shared: each prompt once, no padding")
+        else:
+            LOG.warning("forward pass: packed, with repeated prompts: %s", reason)
+        return reason is None
+
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = list(COLUMNS)
 
@@ -80,10 +97,13 @@ class PairRewardTrainer(Tokenized, RewardTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def collator(packing: bool, width: int | None) -> Callable[[Sequence[Any]], dict[str, Any]]:
+def collator(
+    packing: bool = False, width: int | None = None, shared: bool = False
+) -> Callable[[Sequence[Any]], dict[str, Any]]:
     """Rows of pairs into what the model and the loss take: all chosen answers, then all rejected.
 
-    `width` is `reward_head.row_width`'s.
+    They share a row as `reward_head.shared_pairs` does, or `packed`, with `reward_head.row_width`'s
+    `width`, or not at all.
     """
 
     def collate(rows: Sequence[Any]) -> dict[str, Any]:
@@ -92,7 +112,10 @@ def collator(packing: bool, width: int | None) -> Callable[[Sequence[Any]], dict
             for answer in ("chosen", "rejected")
             for row in rows
         ]
-        batch = packed(sequences, width) if packing else one_a_row(sequences)
+        if shared:
+            batch = shared_pairs(sequences)
+        else:
+            batch = packed(sequences, width) if packing else one_a_row(sequences)
         # Labels first: transformers takes the first tensor's length for the number of examples.
         labels = {
             name: torch.tensor([float(row[name]) for row in rows], dtype=torch.float64)

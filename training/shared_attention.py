@@ -62,6 +62,22 @@ def _mask(own: int, shared: int, window: int | None, like: Tensor) -> Tensor | N
     return zeros.masked_fill(~seen, float("-inf"))
 
 
+def hidden_states(
+    decoder: Any, input_ids: Tensor, position_ids: Tensor, segments: Segments
+) -> Tensor:
+    """(T, width), of a decoder's last layer; `input_ids` and `position_ids` have the shape (1, T),
+    and the decoder's attention is `NAME`."""
+    found: Tensor = decoder(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        # Taken for a mask that is made already, so that none is made of T × T places.
+        attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
+        segments=segments,
+        use_cache=False,
+    ).last_hidden_state
+    return found[0]
+
+
 def shared_prefix_attention(
     module: Any,
     query: Tensor,

@@ -24,23 +24,23 @@ from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput
 
 from training.frozen_head import FrozenHead
-from training.shared_attention import NAME, Segments
+from training.shared_attention import NAME, Segments, hidden_states
 
 LOG = logging.getLogger(__name__)
 
 EXACT = (
-    "LlamaForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-    "MistralForCausalLM",
-    "Phi3ForCausalLM",
-    "GemmaForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "Olmo2ForCausalLM",
+    "LlamaModel",
+    "Qwen2Model",
+    "Qwen3Model",
+    "MistralModel",
+    "Phi3Model",
+    "GemmaModel",
+    "Gemma2Model",
+    "Gemma3TextModel",
+    "Olmo2Model",
 )
-"""Models of transformers whose layers look at other tokens by attention alone, which this replaces;
-tests compare each with TRL's forward pass."""
+"""Decoders of transformers whose layers look at other tokens by attention alone, which this
+replaces; tests compare each, below the head it has, with the library's forward pass."""
 
 IGNORED = -100
 """The label of a token that is not scored."""
@@ -125,14 +125,7 @@ def _scored(
     if others:
         raise TypeError(f"shared prefixes know nothing of {', '.join(others)}")
     batch = shared(input_ids, attention_mask, answers)
-    states = model.base_model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        # Taken for a mask that is made already, so that none is made of T × T places.
-        attention_mask=torch.zeros(1, 1, 1, 1, device=input_ids.device),
-        segments=batch.segments,
-        use_cache=False,
-    ).last_hidden_state[0]
+    states = hidden_states(model.base_model, batch.input_ids, batch.position_ids, batch.segments)
     targets = labels[:, 1:]
     scored = targets != IGNORED
     hidden = states.index_select(0, batch.places[:, :-1][scored])
@@ -171,7 +164,8 @@ def why_not(model: Any) -> str | None:
     what is trained; None where they can."""
     base = _base(model)
     kind = type(base)
-    if kind.__name__ not in EXACT or not kind.__module__.startswith("transformers."):
+    decoder = type(base.base_model).__name__
+    if decoder not in EXACT or not kind.__module__.startswith("transformers."):
         return f"it is not known to be exact for {kind.__name__}"
     if any(one.is_prompt_learning for one in getattr(model, "peft_config", {}).values()):
         return "virtual tokens stand before every row"
