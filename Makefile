@@ -31,10 +31,10 @@ demo: setup
 
 # A file's tests stay together, for they share servers and models.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m ""
 
 # Without it, the tests that drive the labelling pages are skipped.
 browser:

@@ -197,9 +197,11 @@ def test_up_serves_a_deployed_recipe_and_a_finished_dataset_starts_its_alignment
     wrong = pairwright("deploy", "recipe.yaml", "--cron", "every day", cwd=tmp_path)
     assert wrong.returncode == 2
     port = "4977"
+    # A server of its own: what an earlier one still has to run would be run here.
+    own = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     with (tmp_path / "up.log").open("wb") as log:
         up = subprocess.Popen(
-            [*PAIRWRIGHT, "up", "--port", port], cwd=tmp_path, stdout=log, stderr=log
+            [*PAIRWRIGHT, "up", "--port", port], cwd=tmp_path, stdout=log, stderr=log, env=own
         )
     try:
         api = f"http://127.0.0.1:{port}/api"
