@@ -48,6 +48,8 @@ def small_miniature(folder: Path) -> Path:
     values["alignment"]["probe"] |= {"every": 2, "prompts": 4}
     values["evaluation"]["prompts"]["source"] = str(MINIATURE / "test_prompts.jsonl")
     values["evaluation"]["prompts"]["limit"] = 20
+    # vLLM takes half a minute to start; it answers and judges before this.
+    values["evaluation"]["engine"] = "transformers"
     values["evaluation"]["checks"] = {
         name: f"{MINIATURE / 'world.py'}:{function}"
         for name, function in (("true_reward", "reward"), ("well_formed", "well_formed"))

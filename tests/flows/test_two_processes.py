@@ -60,7 +60,7 @@ def both(program: str, recipe: Path, store: str, **environment: str) -> Iterator
         yield process.returncode, error
 
 
-@pytest.mark.parametrize("kind", ["folder", "bucket"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def test_two_processes_ask_for_nothing_twice_and_end_with_the_same(
     tmp_path: Path, kind: str
 ) -> None:

@@ -299,7 +299,13 @@ class Interrupted(Exception):
     """Ctrl-C in the middle."""
 
 
-@pytest.mark.parametrize("weights", sorted(set(KINDS) - {"full", "lora"}))
+@pytest.mark.parametrize(
+    "weights",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind in ("bitfit", "dora", "qdora") else kind
+        for kind in sorted(set(KINDS) - {"full", "lora"})
+    ],
+)
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     weights: str, config_for: Callable[..., DPOConfig], red_pairs: Path, tmp_path: Path
 ) -> None:

@@ -233,7 +233,10 @@ def test_what_the_run_is_can_be_read_from_its_folder(
     "changes",
     [
         {"optimizer": "adamw_8bit", "lora": {"rank": 64, "dropout": 0.2}},
-        {"optimizer": "adafactor", "labels": "soft", "schedule": "cosine"},
+        pytest.param(
+            {"optimizer": "adafactor", "labels": "soft", "schedule": "cosine"},
+            marks=pytest.mark.slow,
+        ),
         {"weights": "full", "loss": "ipo", "weight_decay": 0.1},
     ],
     ids=["8 bits", "adafactor", "full weights"],
