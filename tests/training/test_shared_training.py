@@ -146,6 +146,7 @@ def test_likes_and_dislikes_are_trained_the_same(
     both_ways(make, tmp_path)
 
 
+@pytest.mark.slow
 def test_twenty_steps_end_with_the_same_weights_and_the_same_log(
     make_config: MakeConfig, red_pairs: Path, tmp_path: Path
 ) -> None:
