@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import pyarrow as pa
 
-from flows.helpers import work_together
+from flows.cores import work_together
 from flows.people import people_section
 from flows.run import Make, Run, candidates_of, finish, owed_shards, write
 from judging.calibration import Isotonic

@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from flows.children import in_child
 from flows.progress import Progress
 from flows.recipe import Recipe
 from flows.steps import ALIGNMENT
-from flows.train import Training, cache, in_child, local_folder, train_model
+from flows.train import Training, cache, local_folder, train_model
 from preferences.fingerprint import fingerprint
 from preferences.store import Artifact, Store
 from training.merge import merge

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from flows.chain import handed_on, located
+from flows.children import in_child
 from flows.judges import opened_judge
 from flows.measuring import EvaluationConfig
 from flows.plan import engine_config, training_artifacts
 from flows.progress import Progress
 from flows.recipe import Recipe
 from flows.steps import ALIGNMENT
-from flows.train import in_child, local_folder
+from flows.train import local_folder
 from generation.candidates import SampledCandidates, sample
 from generation.deferred import deferred
 from generation.engine import EngineRuntime

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+from flows.children import in_child
 from flows.judges import opened_judge
 from flows.plan import WELL_FORMED
 from flows.progress import Advance, Progress
@@ -119,28 +115,6 @@ def _train_claimed(
         progress.finished(manifest)
 
 
-def in_child(what: str, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Do a heavy piece of work in a process of its own, which gives its memory back when it ends.
-
-    Raises ServiceError, saying what was done there, where the process was killed.
-    """
-    try:
-        context = multiprocessing.get_context("spawn")
-        stop = context.Event()
-        with ProcessPoolExecutor(
-            1, context, initializer=_end_with_parent, initargs=(stop,)
-        ) as pool:
-            try:
-                return pool.submit(work, *arguments).result()
-            except BaseException:
-                stop.set()  # Told to end, this process would wait for all of the work.
-                raise
-    except BrokenProcessPool as error:
-        raise ServiceError(
-            f"{what} was killed, often for want of memory; a rerun goes on from what is kept"
-        ) from error
-
-
 def _texts(config: TrainingConfig) -> TextsConfig | None:
     """The texts that a pre-training has in place of the dataset."""
     return config.texts if isinstance(config, PretrainingConfig) else None
@@ -202,18 +176,6 @@ def send(folder: Path, store: Store, artifact: Artifact) -> None:
                 f"{store.url}: the trained model could not be sent there ({error}); run the same "
                 "again, which trains nothing and sends it"
             ) from error
-
-
-def _end_with_parent(stop: Event) -> None:
-    """In the child: end when the process that wants the result is gone or wants it no more."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        while parent is not None and os.getppid() == parent.pid and not stop.wait(1):
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train(

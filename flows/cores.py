@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from flows.children import end_with_parent
 from flows.plan import Plan
 from flows.progress import Progress
 from flows.run import Make, Run
@@ -66,13 +66,7 @@ def _help(
     kind: str,
 ) -> None:
     """In the helper: make what nobody else makes, as long as somebody wants it."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     run = Run(plan, Store(url), Progress(), shards=shards)
     with suppress(ServiceError):
         work_through(run.store, artifact, owed, making(run), kind)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        threading.Event().wait(1)
-    os._exit(1)

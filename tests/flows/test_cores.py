@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import helpers
+from flows import cores
 from flows.build import _make_all
-from flows.helpers import WORTH, work_together
+from flows.cores import WORTH, work_together
 from flows.run import Make, Run
 from preferences.errors import ServiceError
 from preferences.records import Dropped
@@ -83,10 +83,10 @@ def test_a_dataset_made_by_two_processes_is_the_one_made_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    for cores in (1, 2):
-        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
-        monkeypatch.setattr(helpers, "WORTH", 4)
-        folder = tmp_path / f"{cores}"
+    for count in (1, 2):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        monkeypatch.setattr(cores, "WORTH", 4)
+        folder = tmp_path / f"{count}"
         folder.mkdir()
         with serving(Models()) as endpoint:
             recipe = write_recipe(folder, endpoint.url, prompts=160, shard_size=5)
