@@ -5,7 +5,11 @@ from __future__ import annotations
 import getpass
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from flows import prefect_settings
 
@@ -16,3 +20,14 @@ home = Path(tempfile.gettempdir()) / f"pairwright-tests-{getpass.getuser()}" / w
 home.mkdir(parents=True, exist_ok=True)
 os.environ["PREFECT_HOME"] = str(home)
 prefect_settings.apply()
+
+
+@pytest.fixture
+def without_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and merging are done in the test's own process, where it sees what they do."""
+
+    def here(what: str, work: Callable[..., Any], *arguments: Any) -> Any:
+        return work(*arguments)
+
+    monkeypatch.setattr("flows.train.in_child", here)
+    monkeypatch.setattr("flows.chain.in_child", here)

@@ -140,6 +140,9 @@ def train(
         counts = adapters.parameter_counts(trainer.model)
         for line in [*_told(method, config, learnt, held_out), f"weights: {counts}"]:
             watch.recorder.say(line)
+        forward_pass = getattr(trainer, "forward_pass", None)  # Of those that have several.
+        if forward_pass is not None:
+            watch.recorder.say(f"forward pass: {forward_pass}")
         if watch.prober is not None:
             # Some adapters change the model before any training.
             with adapters.reference(trainer.model):

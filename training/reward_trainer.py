@@ -5,7 +5,6 @@ This module imports trl at its head, so it is imported inside functions only.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +17,6 @@ from training import shared_prefix
 from training.hooks import Tokenized
 from training.reward_head import one_a_row, packed, shared_pairs
 from training.shared_attention import NAME
-
-LOG = logging.getLogger(__name__)
 
 LABELS = ("probability", "weight", "margin")
 """Columns of the pairs that the loss reads and the model does not."""
@@ -61,17 +58,20 @@ class PairRewardTrainer(Tokenized, RewardTrainer):
     _metrics: Any
     _signature_columns: Any
     centring: float = 0.0
+    forward_pass: str | None = None
+    """Which one runs and why, in words that the run says to people; None where one answer is a
+    row."""
 
     def share(self) -> bool:
         """Compute each token of a batch once from now on, if that changes nothing but the time:
-        whether it is so. One line in the log says it, a warning if not."""
+        whether it is so."""
         reason = shared_prefix.why_not(self.model)
         if reason is None:
             self.model.set_attn_implementation(NAME)
             self.data_collator = collator(shared=True)
-            LOG.info("forward pass: shared: each prompt once, no padding")
+            self.forward_pass = "shared: each prompt once, no padding"
         else:
-            LOG.warning("forward pass: packed, with repeated prompts: %s", reason)
+            self.forward_pass = f"packed, with repeated prompts: {reason}"
         return reason is None
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -13,7 +13,6 @@ This module imports trl at its head, so it is imported inside functions only.
 from __future__ import annotations
 
 import functools
-import logging
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -25,8 +24,6 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from training.frozen_head import FrozenHead
 from training.shared_attention import NAME, Segments, hidden_states
-
-LOG = logging.getLogger(__name__)
 
 EXACT = (
     "LlamaModel",
@@ -186,13 +183,13 @@ def _drops(module: nn.Module) -> bool:
 
 class SharedPrefix:
     """Goes before a trainer of TRL's: its forward pass computes each token once where that is
-    exact, and one line in the log says whether it does. It is a warning where it does not."""
+    exact."""
 
     answers: int = 2
     """How many rows of a batch follow one prompt."""
     model: Any
     forward_pass: str | None = None
-    """Which one runs and why, in words."""
+    """Which one runs and why, in words that the run says to people."""
 
     def __init__(self, *args: Any, **values: Any) -> None:
         super().__init__(*args, **values)
@@ -212,8 +209,6 @@ class SharedPrefix:
             self.forward_pass = "shared: each prompt once, no padding, answers' tokens scored"
         else:
             self.forward_pass = f"TRL's, with padding and repeated prompts: {reason}"
-        level = logging.INFO if reason is None else logging.WARNING
-        LOG.log(level, "forward pass: %s", self.forward_pass)
 
 
 def _base(model: Any) -> Any:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +56,8 @@ def models(store: Store) -> dict[str, Manifest]:
 
 @pytest.mark.timeout(480)
 def test_the_alignment_starts_from_the_merged_model_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, without_children: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "flows.train.ProcessPoolExecutor", lambda n, _, initializer, initargs: ThreadPoolExecutor(n)
-    )
     base = str(write_model(tmp_path / "base"))
     store = carry_out(tmp_path, of_pairs(tmp_path, base))
     loaded = load_recipe(tmp_path / "recipe.yaml")

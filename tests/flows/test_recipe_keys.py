@@ -6,7 +6,6 @@ import inspect
 import json
 import math
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -127,13 +126,9 @@ def answered(body: dict[str, Any], number: int) -> Answer:
 
 @pytest.mark.timeout(480)
 def test_every_key_is_read_by_the_code_that_uses_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: set[Key]
+    tmp_path: Path, without_children: None, monkeypatch: pytest.MonkeyPatch, used: set[Key]
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    # Training has a process of its own, where nobody would see what it reads.
-    monkeypatch.setattr(
-        "flows.train.ProcessPoolExecutor", lambda n, _, initializer, initargs: ThreadPoolExecutor(n)
-    )
     model = str(write_model(tmp_path / "policy"))
     endpoint = Endpoint(answered)
     asking = {"base_url": endpoint.url, "price_per_million": [1.0, 1.0], "spending_limit": 5.0}

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +26,9 @@ from training.dpo import DPOConfig
 DATASET, MODEL = Artifact("dataset", "da7a"), Artifact("alignment", "0de1")
 
 
-class Here:
-    """A pool whose one worker is the caller."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def __enter__(self) -> Here:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        pass
-
-    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        done.set_result(work(*arguments))
-        return done
-
-
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def here(without_children: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Training in this process, its working folders under the test's."""
-    monkeypatch.setattr("flows.train.ProcessPoolExecutor", Here)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

@@ -15,7 +15,7 @@ import pytest
 from flows.progress import Progress
 from flows.train import train_model
 from preferences.store import DiskFull, Store
-from tests.training.test_bucket import DATASET, MODEL, Here, contents, recipe, with_dataset
+from tests.training.test_bucket import DATASET, MODEL, contents, recipe, with_dataset
 from training.dpo import DPOConfig
 
 MakeConfig = Callable[..., DPOConfig]
@@ -35,13 +35,13 @@ def test_a_checkpoint_that_fills_the_disk_is_one_line_with_the_cure(
     make_config: MakeConfig,
     red_pairs: Path,
     tmp_path: Path,
+    without_children: None,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:
     def full(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("flows.train.ProcessPoolExecutor", Here)
     monkeypatch.setattr("training.hooks.run_trainer", full)
     store = with_dataset(Store(tmp_path), red_pairs)
     with pytest.raises(DiskFull, match=r"no space left on the disk; free some and run the same"):

@@ -173,17 +173,14 @@ def test_twenty_steps_end_with_the_same_weights_and_the_same_log(
     assert max(line.get("rewards/margins", 0) for line in logs[0]) > 0.01  # it did train
 
 
-def test_the_log_says_which_forward_pass_runs(
-    make_config: MakeConfig, red_pairs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_people_are_told_which_forward_pass_runs(
+    make_config: MakeConfig, red_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    caplog.set_level("INFO", "training.shared_prefix")
-    for dropout in (0.0, 0.1):
-        pair_trainer(make_config(lora=LoraConfig(dropout=dropout)), red_pairs)(tmp_path)
-    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
-        ("INFO", "forward pass: shared: each prompt once, no padding, answers' tokens scored"),
-        (
-            "WARNING",
-            "forward pass: TRL's, with padding and repeated prompts: dropout draws anew for every "
-            "row",
-        ),
+    for number, dropout in enumerate((0.0, 0.1)):
+        config = make_config(lora=LoraConfig(dropout=dropout), probe=None, max_steps=1)
+        train(config, red_pairs, tmp_path / f"{number}")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "forward pass" in line]
+    assert lines == [
+        "forward pass: shared: each prompt once, no padding, answers' tokens scored",
+        "forward pass: TRL's, with padding and repeated prompts: dropout draws anew for every row",
     ]
