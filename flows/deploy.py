@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ import httpx
 from flows import prefect_settings
 from flows.labels import ARGILLA, ARGILLA_URL, argilla_home, plan_with_answers
 from flows.recipe import load_recipe
+from flows.rounds import next_round, rounds_of
 from flows.webhook import told_of_answers
 from judging.argilla.api import connect
 from judging.argilla.server import running, running_at, told_once
@@ -58,6 +59,8 @@ def record_deployment(
     loaded = load_recipe(recipe, settings)
     place = Store(store or loaded.runtime.store)
     plan_with_answers(loaded, place)
+    if loaded.rounds is not None:
+        rounds_of(loaded, None)
     if cron is not None:
         _check_cron(cron)
     url = str(Path(place.url).resolve()) if place.is_local else place.url
@@ -66,7 +69,8 @@ def record_deployment(
         place.path("deployments", f"{loaded.name}.json"), json.dumps(asdict(deployment), indent=1)
     )
     when = f"on schedule {cron!r}" if cron else "on demand"
-    return f"{loaded.name}: deployed, to build {when}; `pairwright up` serves it"
+    what = "to build" if loaded.rounds is None else "to go round"
+    return f"{loaded.name}: deployed, {what} {when}; `pairwright up` serves it"
 
 
 def deployments(place: Store) -> list[tuple[str, Deployment]]:
@@ -77,6 +81,16 @@ def deployments(place: Store) -> list[tuple[str, Deployment]]:
         if text is not None:
             found.append((Path(path).stem, Deployment(**json.loads(text))))
     return found
+
+
+def current_recipe(deployment: Deployment) -> tuple[str, dict[str, str]]:
+    """The recipe that is worked on, which a round has of its own, and what is set in it."""
+    recipe = load_recipe(deployment.recipe, deployment.settings)
+    if recipe.rounds is not None:
+        path = next_round(recipe, Store(deployment.store))
+        if path is not None:
+            return str(path), {}
+    return deployment.recipe, deployment.settings
 
 
 def serve_all(store: str, host: str, port: int, argilla_port: int) -> None:
@@ -129,55 +143,44 @@ def _poll_now() -> None:
     run_deployment("poll-labels/all", timeout=0)
 
 
-def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
-    from prefect.runner import Runner
+def served(recorded: Sequence[tuple[str, Deployment]], store: str) -> list[Any]:
+    """Prefect's deployments: of every recipe its build and its alignment, or its rounds; and what
+    looks after all of them."""
     from prefect.types.entrypoint import EntrypointType
 
     from flows.align import align
     from flows.build import build
     from flows.events import on_finished_dataset, on_finished_labels
+    from flows.iterate import iterate
     from flows.poll import poll_labels
     from flows.reconcile import reconcile
 
-    served: list[Any] = []
+    common: dict[str, Any] = {
+        "concurrency_limit": 1,
+        "entrypoint_type": EntrypointType.MODULE_PATH,
+    }
+    found: list[Any] = []
     for name, deployment in recorded:
-        parameters = {
+        common["parameters"] = {
             "recipe": deployment.recipe,
             "settings": deployment.settings,
             "store": deployment.store,
         }
         recipe = load_recipe(deployment.recipe, deployment.settings)
-        served.append(
-            build.to_deployment(
-                name,
-                cron=deployment.cron,
-                triggers=[on_finished_labels(name)] if recipe.people else [],
-                parameters=parameters,
-                concurrency_limit=1,
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
-        )
-        if recipe.alignment is not None:
-            trigger = on_finished_dataset(name)
-            served.append(
-                align.to_deployment(
-                    name,
-                    triggers=[trigger],
-                    parameters=parameters,
-                    concurrency_limit=1,
-                    entrypoint_type=EntrypointType.MODULE_PATH,
-                )
-            )
+        answered = [on_finished_labels(name)] if recipe.people else []
+        first: Any = build if recipe.rounds is None else iterate
+        found.append(first.to_deployment(name, cron=deployment.cron, triggers=answered, **common))
+        if recipe.alignment is not None and recipe.rounds is None:
+            found.append(align.to_deployment(name, triggers=[on_finished_dataset(name)], **common))
+    common["parameters"] = {"store": store}
     for watch, cron in ((reconcile, RECONCILE), (poll_labels, POLL)):
-        served.append(
-            watch.to_deployment(
-                "all",
-                cron=cron,
-                parameters={"store": store},
-                concurrency_limit=1,
-                entrypoint_type=EntrypointType.MODULE_PATH,
-            )
-        )
+        found.append(watch.to_deployment("all", cron=cron, **common))
+    return found
+
+
+def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
+    from prefect.runner import Runner
+
     for name, deployment in recorded:
         print(f"Serving {name}: {deployment.cron or 'on demand'}", flush=True)
     print("Ctrl-C stops everything.", flush=True)
@@ -189,7 +192,7 @@ def _serve(recorded: list[tuple[str, Deployment]], store: str) -> None:
             signal.raise_signal(signal.SIGINT)
 
     runner = Obedient(pause_on_shutdown=False)
-    for each in served:
+    for each in served(recorded, store):
         runner.add_deployment(each)
     asyncio.run(runner.start())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows import labels
-from flows.deploy import deployments
+from flows.deploy import current_recipe, deployments
 from flows.events import labels_finished
 from flows.recipe import load_recipe
 from preferences.errors import PairwrightError
@@ -21,7 +21,7 @@ def poll_labels(store: str) -> list[str]:
     finished = []
     for name, deployment in deployments(Store(store)):
         try:
-            if is_due(deployment.recipe, deployment.settings, Store(deployment.store)):
+            if is_due(*current_recipe(deployment), Store(deployment.store)):
                 labels_finished(name)
                 finished.append(name)
         except PairwrightError as error:

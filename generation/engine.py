@@ -46,6 +46,22 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRequest:
+    """One call in tokens, which the model's newest adapter answers: how a policy that trains is
+    sampled. vLLM alone takes it, where its config names an adapter."""
+
+    request_id: str
+    tokens: tuple[int, ...]
+    """The prompt, as the model reads it."""
+    sampling: Sampling
+    seed: int
+    ends: tuple[int, ...]
+    """Tokens of which each ends the answer; no other does."""
+    version: int
+    """From 1, one more whenever the adapter's folder has other weights."""
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """The reply to one request, or the reason there is none."""
 
@@ -62,6 +78,14 @@ class Completion:
     None where none were asked for or the engine gives none."""
     cost: float | None = None
     failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCompletion(Completion):
+    """The reply to a request in tokens, without text."""
+
+    tokens: tuple[int, ...] = ()
+    """The answer, with the token that ended it."""
 
 
 class Engine(Protocol):
@@ -88,7 +112,8 @@ class EngineConfig(Config):
     revision: str | None = None
     """Commit, tag or branch on the Hub."""
     adapter: str | None = None
-    """A folder with a LoRA adapter to put on the model."""
+    """A folder with an adapter to put on the model: with vLLM a LoRA, with transformers any that
+    peft knows."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """The numbers the model computes with; `auto` takes what its config says."""
     max_length: int | None = Field(None, ge=1)

@@ -17,13 +17,21 @@ import queue
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from generation.chat import Chat, PromptRefused, too_long
-from generation.engine import Completion, EngineConfig, EngineRuntime, Request
+from generation.engine import (
+    Completion,
+    EngineConfig,
+    EngineRuntime,
+    Request,
+    TokenCompletion,
+    TokenRequest,
+)
 from generation.vllm_process import listen
 from preferences.errors import InputError
 
@@ -115,15 +123,18 @@ class _Server:
         self._chat = Chat(self._engine.get_tokenizer(), config.model)
         self._tokenizer = self._engine.get_tokenizer()
         self._context = int(self._engine.model_config.max_model_len)
+        self._version = 0
         self._numbers = itertools.count()
-        self._asked: dict[str, tuple[int, Request, list[int]]] = {}
+        self._asked: dict[str, tuple[int, Request | TokenRequest, list[int]]] = {}
         self.window = 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
 
     @property
     def is_idle(self) -> bool:
         return not self._asked
 
-    def add(self, call: int, requests: list[Request]) -> list[tuple[int, Completion]]:
+    def add(
+        self, call: int, requests: list[Request | TokenRequest]
+    ) -> list[tuple[int, Completion]]:
         """Have the requests join the batch; returns those that failed at once.
 
         Raises InputError for choices that are not one token each.
@@ -156,9 +167,11 @@ class _Server:
     def close(self) -> None:
         self._engine.engine_core.shutdown()
 
-    def _add(self, call: int, request: Request) -> str | None:
-        from vllm.inputs.engine import tokens_input
-
+    def _add(self, call: int, request: Request | TokenRequest) -> str | None:
+        if isinstance(request, TokenRequest):
+            return self._start(
+                call, request, [], request.tokens, _drawing(request), self._newest(request.version)
+            )
         try:
             prompt = self._chat.prompt(request.messages)
         except PromptRefused as error:
@@ -169,23 +182,52 @@ class _Server:
         choices: list[int] = []
         if request.choices:
             choices = self._chat.choice_tokens(request.messages, request.choices)
+        params = _sampling_params(request, choices)
+        return self._start(call, request, choices, prompt, params, self._lora)
+
+    def _newest(self, version: int) -> Any:
+        """The adapter, as its folder holds it now: vLLM reads it whenever its number is new."""
+        from vllm.lora.request import LoRARequest
+
+        if self._lora is None:
+            raise InputError("a request in tokens needs an engine with an adapter; name one")
+        if version != self._version:
+            self._version = version
+            self._lora = LoRARequest(f"version {version}", version, self._lora.lora_path)
+        return self._lora
+
+    def _start(
+        self,
+        call: int,
+        request: Request | TokenRequest,
+        choices: list[int],
+        prompt: Sequence[int],
+        params: Any,
+        lora: Any,
+    ) -> str | None:
+        from vllm.inputs.engine import tokens_input
+
         number = str(next(self._numbers))
         self._asked[number] = (call, request, choices)
         try:
-            self._engine.add_request(
-                number,
-                tokens_input(list(prompt)),
-                _sampling_params(request, choices),
-                lora_request=self._lora,
-            )
+            self._engine.add_request(number, tokens_input(list(prompt)), params, lora_request=lora)
         except ValueError as error:
             del self._asked[number]
             return " ".join(str(error).split())
         return None
 
-    def _completion(self, request: Request, choices: list[int], output: Any) -> Completion:
+    def _completion(
+        self, request: Request | TokenRequest, choices: list[int], output: Any
+    ) -> Completion:
         reply = output.outputs[0]
         tokens = list(reply.token_ids)
+        if isinstance(request, TokenRequest):
+            return TokenCompletion(
+                request.request_id,
+                "",
+                reply.finish_reason if reply.finish_reason in ("stop", "length") else "failed",
+                tokens=tuple(tokens),
+            )
         text, reason, failure, probs = reply.text, reply.finish_reason, None, None
         if reason not in ("stop", "length"):
             text, reason, failure = "", "failed", f"vLLM gave up: {reason}"
@@ -243,6 +285,22 @@ def _sampling_params(request: Request, choices: list[int]) -> Any:
         flat_logprobs=True,
         detokenize=bool(sampling.stop),
         **common,
+    )
+
+
+def _drawing(request: TokenRequest) -> Any:
+    """From the whole distribution, whatever the model's own files say of ends."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    return SamplingParams(
+        temperature=request.sampling.temperature,
+        max_tokens=request.sampling.max_tokens,
+        seed=request.seed % 2**63,
+        stop_token_ids=list(request.ends),
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
     )
 
 

@@ -26,7 +26,7 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import IO, Any
 
-from generation.engine import Completion, EngineConfig, EngineRuntime, Request
+from generation.engine import Completion, EngineConfig, EngineRuntime, Request, TokenRequest
 from preferences.errors import InputError, PairwrightError, ServiceError
 
 CHUNK = 64
@@ -84,7 +84,7 @@ class VLLMEngine:
         """The child, which leads the session of all that vLLM starts."""
         return self._process.pid
 
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def complete(self, requests: Iterable[Request | TokenRequest]) -> Iterator[Completion]:
         """Yield each completion in the step in which vLLM finishes it."""
         inbox: queue.SimpleQueue[list[Completion] | PairwrightError] = queue.SimpleQueue()
         with self._lock:
