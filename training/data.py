@@ -41,6 +41,8 @@ class SplitCounts:
     answer then starts where the two part."""
     without_end: int
     """Kept pairs with an answer that no end token closes: such training teaches not to stop."""
+    answers_left_out: int = 0
+    """Answers that are too long, of kept prompts, where a row is a prompt with several answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,18 @@ class Pairs:
     """Its distinct prompts in the order of their ids, which is random and stable."""
     counts: SplitCounts
     dropped: tuple[Dropped, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt and answers to it as token ids, each answer behind the same ones."""
+
+    asked: list[int]
+    """The prompt by itself, up to where the assistant answers."""
+    start: int
+    """How many of these stand before every answer too."""
+    answers: list[list[int]]
+    """With the token that ends each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +108,7 @@ def load_pairs(
     prompts: dict[str, HeldOutPrompt] = {}
     dropped: list[Dropped] = []
     shifted = unended = 0
-    for row in _rows(files):
+    for row in pair_rows(files):
         pair, reason, detail = _tokenize(row, tokenizer, ends, max_length)
         if pair is None:
             pair_id = f"{row['chosen_id']}>{row['rejected_id']}"
@@ -135,15 +149,20 @@ def labelled_rows(pairs: Pairs, labels: Labels, balance: Balance) -> Any:
     prompt_ids = list(pairs.rows["prompt_id"])
     probabilities = list(pairs.rows["probability"]) if labels == "soft" else [1.0] * len(prompt_ids)
     for prompt_id, probability in zip(prompt_ids, probabilities, strict=True):
-        # Written so that a NaN fails too.
-        if probability is None or not 0 <= probability <= 1:
-            raise InputError(
-                f"prompt {prompt_id}: a pair's probability is {probability}, and soft labels need "
-                "one between 0 and 1; mend the dataset or say labels: hard"
-            )
+        require_probability(prompt_id, probability)
     weights = _prompt_weights(prompt_ids) if balance == "prompts" else [1.0] * len(prompt_ids)
     rows = pairs.rows.remove_columns("probability").add_column("probability", probabilities)
     return rows.add_column("weight", weights)
+
+
+def require_probability(prompt_id: str, probability: float | None) -> None:
+    """Raises InputError unless a pair of this prompt has a probability."""
+    # Written so that a NaN fails too.
+    if probability is None or not 0 <= probability <= 1:
+        raise InputError(
+            f"prompt {prompt_id}: a pair's probability is {probability}, and soft labels need "
+            "one between 0 and 1; mend the dataset or say labels: hard"
+        )
 
 
 def with_margins(pairs: Pairs, dataset: Path, split: str, share: float) -> Pairs:
@@ -154,13 +173,16 @@ def with_margins(pairs: Pairs, dataset: Path, split: str, share: float) -> Pairs
     margins = [0.0] * pairs.counts.kept
     if share:
         dropped = {drop.record_id for drop in pairs.dropped}
-        found = _margins(sorted((dataset / "data").glob(f"{split}-*.parquet")))
+        found = pair_margins(sorted((dataset / "data").glob(f"{split}-*.parquet")))
         margins = [share * margin for pair_id, margin in found if pair_id not in dropped]
     return dataclasses.replace(pairs, rows=pairs.rows.add_column("margin", margins))
 
 
-def _margins(files: Sequence[Path]) -> Iterator[tuple[str, float]]:
-    """Every pair's id, as it stands in what is dropped, and its margin."""
+def pair_margins(files: Sequence[Path]) -> Iterator[tuple[str, float]]:
+    """Every pair's id, as it stands in what is dropped, and its margin.
+
+    Raises InputError where a pair has none.
+    """
     import pyarrow.parquet as pq
 
     for file in files:
@@ -229,7 +251,8 @@ def _prompt_weights(prompt_ids: Sequence[str]) -> list[float]:
     return [each / pairs[prompt_id] for prompt_id in prompt_ids]
 
 
-def _rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def pair_rows(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """The pairs of these files with what is trained on; InputError where there is no such thing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -256,14 +279,11 @@ def _tokenize(
     from jinja2 import TemplateError
 
     try:
-        asked = _render(tokenizer, row["prompt"], add_generation_prompt=True)
-        chosen = _render(tokenizer, row["prompt"] + row["chosen"])
-        rejected = _render(tokenizer, row["prompt"] + row["rejected"])
+        both = render_together(row["prompt"], [row["chosen"], row["rejected"]], tokenizer, ends)
     except TemplateError as error:
         # Some templates know no system turn, or want turns to alternate.
         return None, "refused_by_template", str(error)
-    start = min(_common_prefix(asked, chosen), _common_prefix(asked, rejected))
-    answers = [_without_tail(ids[start:], tokenizer, ends) for ids in (chosen, rejected)]
+    asked, start, answers = both.asked, both.start, both.answers
     longest = start + max(len(answer) for answer in answers)
     if len(asked) >= max_length:
         return None, "prompt_too_long", f"{len(asked)} tokens"
@@ -274,6 +294,23 @@ def _tokenize(
     unended = any(not answer or answer[-1] not in ends for answer in answers)
     pair = TokenPair(asked[:start], answers[0], answers[1], start < len(asked), unended)
     return pair, "", ""
+
+
+def render_together(
+    prompt: list[dict[str, str]],
+    answers: Sequence[list[dict[str, str]]],
+    tokenizer: Any,
+    ends: Collection[int],
+) -> Rendered:
+    """A prompt and answers to it, all as messages, by the chat template.
+
+    Raises jinja2.TemplateError where the template refuses them.
+    """
+    asked = _render(tokenizer, prompt, add_generation_prompt=True)
+    answered = [_render(tokenizer, prompt + answer) for answer in answers]
+    start = min(_common_prefix(asked, ids) for ids in answered)
+    told = [_without_tail(ids[start:], tokenizer, ends) for ids in answered]
+    return Rendered(asked, start, told)
 
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> list[int]:

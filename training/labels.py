@@ -25,6 +25,9 @@ LABELS = ("probability", "weight", "margin")
 NORMALISED = ("sigmoid_norm", "ipo")
 """Losses of log-probabilities a token instead of an answer's sum."""
 
+DISCOPOP_TAU = 0.05
+"""The temperature of its mixture, as in the paper and in TRL."""
+
 
 def label_losses(
     loss: str, difference: torch.Tensor, beta: float, margin: torch.Tensor
@@ -57,6 +60,36 @@ def labelled_loss(
     Δ = (p − ½)/β. With p = 1 and weight 1 it is the loss itself.
     """
     return (weight * (probability * true + (1 - probability) * false)).mean()
+
+
+def pair_losses(
+    loss: str,
+    difference: torch.Tensor,
+    beta: float,
+    margin: torch.Tensor,
+    probability: torch.Tensor,
+) -> torch.Tensor:
+    """The loss of each pair, of shape (pairs,), for any loss that looks at Δ alone.
+
+    With z = β·Δ and p = P(chosen beats rejected), besides those of `label_losses`: `robust` is
+    [p·(−log σ(z)) − (1 − p)·(−log σ(−z))]/(2p − 1) (Chowdhury et al. 2024, ε = 1 − p),
+    `exo_pair` KL(σ(z), σ(−z) ‖ p, 1 − p) (Ji et al. 2024, eq. 16), and `discopop` the mixture of
+    −log σ(z) and exp(−z) by σ(z/τ) (Lu et al. 2024, eq. 5).
+    """
+    z = beta * difference
+    match loss:
+        case "robust":
+            true, false = -logsigmoid(z), -logsigmoid(-z)
+            return (probability * true - (1 - probability) * false) / (2 * probability - 1)
+        case "exo_pair":
+            won, lost = logsigmoid(z), logsigmoid(-z)
+            surprise = won - probability.log(), lost - (1 - probability).log()
+            return won.exp() * surprise[0] + lost.exp() * surprise[1]
+        case "discopop":
+            mix = torch.sigmoid(z / DISCOPOP_TAU)
+            return (1 - mix) * -logsigmoid(z) + mix * torch.exp(-z)
+    true, false = label_losses(loss, difference, beta, margin)
+    return probability * true + (1 - probability) * false
 
 
 class PairTrainer(CachedReference, Tokenized, DPOTrainer):

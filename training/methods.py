@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from training import dpo, group_relative, kto, orpo, ppo, pretraining, reward, sft
+from training import dpo, group_relative, kto, orpo, ppo, pretraining, ranked, reward, sft
 from training.dpo import DPOConfig
 from training.group_relative import GRPOConfig, RLOOConfig
 from training.kto import KTOConfig
@@ -14,6 +14,7 @@ from training.loop import Method
 from training.orpo import ORPOConfig
 from training.ppo import PPOConfig
 from training.pretraining import PretrainingConfig
+from training.ranked import RankedDPOConfig
 from training.reward import RewardConfig
 from training.settings import TrainingConfig
 from training.sft import SFTConfig
@@ -25,6 +26,7 @@ METHODS = {
     "orpo": orpo.METHOD,
     "ppo": ppo.METHOD,
     "pretraining": pretraining.METHOD,
+    "ranked_dpo": ranked.METHOD,
     "reward": reward.METHOD,
     "rloo": group_relative.METHOD,
     "sft": sft.METHOD,
@@ -45,6 +47,7 @@ Alignment = Annotated[
     | Annotated[ORPOConfig, Tag("orpo")]
     | Annotated[PPOConfig, Tag("ppo")]
     | Annotated[PretrainingConfig, Tag("pretraining")]
+    | Annotated[RankedDPOConfig, Tag("ranked_dpo")]
     | Annotated[RewardConfig, Tag("reward")]
     | Annotated[RLOOConfig, Tag("rloo")]
     | Annotated[SFTConfig, Tag("sft")],
