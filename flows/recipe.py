@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flows.measuring import EvaluationConfig, RoundsConfig
-from flows.steps import ALIGNMENT, NOT_MERGED, check_steps, model_before, named_trainings
+from flows.steps import ALIGNMENT, check_steps, model_before, named_trainings
 from generation.candidates import ImportedCandidates, SampledCandidates
 from generation.engine import EngineRuntime
 from generation.prompts import PromptsConfig
@@ -32,6 +32,7 @@ from preferences.errors import InputError
 from preferences.splits import SplitConfig
 from preferences.tables import suggestion
 from training.methods import METHODS, Alignment
+from training.processes import why_not
 from training.run import TrainingRuntime
 from training.settings import TrainingConfig
 
@@ -128,6 +129,16 @@ class Recipe(Config):
         if self.prompts is None and not imported:
             raise ValueError("prompts: missing; give a source, or import answers with prompts")
         check_steps(self.steps, self.alignment)
+        listwise = any(one.method == "ranked_dpo" for one in self.trainings.values())
+        if listwise and self.pairs.policy not in ("all_pairs", "delta"):
+            raise ValueError(
+                f"pairs.policy: ranked_dpo learns from several pairs of a prompt, and "
+                f"{self.pairs.policy!r} makes one; say all_pairs, or method: dpo"
+            )
+        for training in self.trainings.values():
+            reason = why_not(training, self.runtime.training)
+            if reason is not None:
+                raise ValueError(f"runtime.training: {reason}")
         if self.rounds is not None:
             if self.evaluation is None:
                 raise ValueError("rounds: need `evaluation`, which says whether a round was a gain")
@@ -139,11 +150,6 @@ class Recipe(Config):
                 raise ValueError(
                     "evaluation: a reward model gives no answers to compare; leave it out, the "
                     "held-out accuracy is reported anyway"
-                )
-            if self.alignment.weights in NOT_MERGED:
-                raise ValueError(
-                    f"evaluation: {self.alignment.weights} cannot be merged, and merged models are "
-                    "what is evaluated; leave it out"
                 )
             self.askable_judge()
         known = {*(c.name for c in self.candidates), *(j.name for j in self.judges), "policy"}

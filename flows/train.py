@@ -14,11 +14,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from flows.children import in_child
+from flows.children import in_child, in_children
 from flows.judges import opened_judge
 from flows.plan import WELL_FORMED
 from flows.progress import Advance, Progress
 from flows.recipe import Recipe
+from flows.rollouts import BESIDE_TRAINING, sampler
 from flows.steps import ALIGNMENT
 from generation.engine import EngineConfig, EngineRuntime
 from judging.judge import Group
@@ -96,7 +97,13 @@ def _train_claimed(
         progress.say("  training" if training.name == ALIGNMENT else f"  training {training.name}")
         alone = config.model_copy(update={"texts": None}) if _texts(config) else config
         told = (recipe.model_dump_json(), alone.model_dump_json())
-        summary = in_child("training", _train, *told, str(data), str(output), store.url)
+        places = (str(data), str(output), store.url)
+        processes = recipe.runtime.training.processes
+        summary = (
+            in_child("training", _train, *told, *places)
+            if processes == 1
+            else in_children("training", processes, _train, *told, *places)
+        )
         if not store.is_local:
             send(output, store, model)
         finished = store.manifest(dataset)
@@ -181,11 +188,12 @@ def send(folder: Path, store: Store, artifact: Artifact) -> None:
 def _train(
     recipe_json: str, config_json: str, dataset: str, output: str, store_url: str
 ) -> dict[str, Any]:
-    """In the child: train, then score the held-out pairs."""
+    """In the child, or in each of several: train; in the first, then score the held-out pairs."""
     from pydantic import TypeAdapter
 
     from training.loop import train
     from training.methods import Alignment, method_of
+    from training.processes import is_main
 
     recipe = Recipe.model_validate_json(recipe_json)
     config: TrainingConfig = TypeAdapter(Alignment).validate_json(config_json)
@@ -195,10 +203,13 @@ def _train(
             scorer = stack.enter_context(_scorer(recipe, Store(store_url)))
             well_formed = _well_formed(recipe)
         if isinstance(config, RewardedConfig):
-            config = config.given(_reward_functions(config))
+            sampling = sampler(config, recipe.runtime.engines.get("policy", BESIDE_TRAINING))
+            config = config.given(_reward_functions(config), stack.enter_context(sampling))
         result = train(
             config, Path(dataset), Path(output), recipe.runtime.training, scorer, well_formed
         )
+    if not is_main():
+        return {}
     found = method_of(config).evaluate(config, Path(output), Path(dataset))
     return {**dataclasses.asdict(result), "held_out": dataclasses.asdict(found)}
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import torch
 from rich.console import Console
 from rich.progress import (
@@ -28,7 +31,7 @@ from rich.text import Text
 from transformers import PrinterCallback, TrainerCallback
 
 from preferences.errors import ServiceError
-from training import models
+from training import models, processes
 from training.probe import Scorer, WellFormed
 from training.prober import Prober
 from training.run import Checkpoint, RunFolder
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
 
 ProgressFn = Callable[[int, int, Mapping[str, float]], None]
 """Told after every step: the step, how many there are, and the newest metrics."""
+
+SMALLEST_SCALE = 1.0
+"""Of float16's loss. It begins at 65,536 and is halved whenever a gradient is not finite."""
 
 # They differ between an interrupted run and an uninterrupted one and say nothing of the model.
 VOLATILE = ("_runtime", "_per_second", "num_tokens", "total_flos", "train_loss")
@@ -69,8 +75,33 @@ class Tokenized:
     """Goes before a trainer of TRL's: its data is tokens already, and TRL 1.16 would tokenize
     whatever it is given."""
 
+    forward_pass: str | None
+    """Which one runs and why; None where there is but one, or it is not known yet."""
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        if values["args"].fsdp:
+            # The head's weights are read past the module that FSDP puts together; TRL's own forward
+            # pass puts them together itself.
+            self.forward_pass = "TRL's, with padding and repeated prompts: the model is divided"
+        super().__init__(*args, **values)
+
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *given: Any) -> Any:
+        trl: Any = super()
+        if processes.count() == 1:
+            return trl._precompute_ref_logps(dataset, *given)
+        # One process writes them beside the dataset's file, and all read them there.
+        folder = processes.from_main(lambda: tempfile.mkdtemp(prefix="pairwright-"))
+        if processes.is_main():
+            dataset.save_to_disk(folder)
+        processes.wait()
+        found = trl._precompute_ref_logps(datasets.load_from_disk(folder), *given)
+        processes.wait()
+        if processes.is_main():
+            shutil.rmtree(folder)  # what is mapped into memory stays
+        return found
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: TRL's says nothing of the data and speaks of a model on the Hub."""
@@ -80,9 +111,13 @@ class FiniteGradients(TrainerCallback):
     """Stops before a NaN or infinity reaches the weights, so that every checkpoint stays good."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Raises ServiceError if the gradient of this step is not finite."""
+        """Raises ServiceError if the gradient of this step is not finite, or with float16, in which
+        a step of too large a scale is skipped, if the scale is no reason any more."""
+        scaler = getattr(kwargs["optimizer"], "scaler", None)
+        if scaler is not None and scaler.get_scale() >= SMALLEST_SCALE:
+            return
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        if not torch.isfinite(processes.whole(torch.nn.utils.get_total_norm(gradients))):
             raise ServiceError(
                 f"step {state.global_step + 1}: the loss or its gradient is not a finite number; "
                 "lower learning_rate in another folder; the checkpoints here are good"
@@ -93,7 +128,7 @@ class Recorder(TrainerCallback):
     """Writes metrics and marks checkpoints complete; shows a bar and one line per log."""
 
     def __init__(self, run: RunFolder, progress: ProgressFn | None) -> None:
-        self.run, self.progress = run, progress
+        self.run = run
         self.prober: Prober | None = None
         """Its probes are stored with every checkpoint."""
         self.stopper: Stopper | None = None
@@ -102,14 +137,16 @@ class Recorder(TrainerCallback):
         """The last training metrics."""
         self.evaluation: dict[str, float] = {}
         """The last metrics on held-out pairs."""
-        self.console = Console(stderr=True, quiet=progress is not None)
+        self.progress = progress if processes.is_main() else None
+        quiet = progress is not None or not processes.is_main()
+        self.console = Console(stderr=True, quiet=quiet)
         columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         self.bar = Progress(
             TextColumn("training"),
             *columns,
             console=self.console,
             transient=True,
-            disable=progress is not None or not self.console.is_terminal,
+            disable=quiet or not self.console.is_terminal,
         )
         self.task = self.bar.add_task("training", total=None)
 
@@ -151,6 +188,7 @@ class Recorder(TrainerCallback):
         probes = self.prober.probes if self.prober else []
         best = self.prober.best() if self.prober else None
         kept = [best.step if best else None, self.stopper.best() if self.stopper else None]
+        processes.wait()  # each writes its own random state
         self.run.complete(state.global_step, tuple(probes), {s for s in kept if s is not None})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -236,9 +274,12 @@ def run_trainer(
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint.folder) if checkpoint else None)
     except torch.OutOfMemoryError:
+        held = f"{config.batch_size} {unit} of up to {config.max_length} tokens"
+        cure = "halve batch_size and double accumulation"
+        if config.batch_tokens is not None:
+            held, cure = f"{config.batch_tokens} tokens", "halve batch_tokens"
         raise ServiceError(
-            f"out of memory with {config.batch_size} {unit} of up to {config.max_length} tokens; "
-            "in another folder, halve batch_size and double accumulation, which trains the same"
+            f"out of memory with {held}; in another folder, {cure}, which trains the same"
         ) from None
     finally:
         recorder.bar.stop()
@@ -247,7 +288,7 @@ def run_trainer(
 def report_to(trainer: Any, service: str, output: Path) -> None:
     """Send metrics to TensorBoard as well, into the run's folder; what prints dictionaries goes."""
     trainer.remove_callback(PrinterCallback)
-    if service == "tensorboard":
+    if service == "tensorboard" and processes.is_main():
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations.integration_utils import TensorBoardCallback
 

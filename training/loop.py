@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from preferences.errors import InputError
 from preferences.records import Dropped
-from training import adapters, models
+from training import adapters, batches, models, processes
 from training.curve import learning_curve
 from training.data import HeldOutPrompt, SplitCounts
 from training.probe import Scorer, WellFormed, step_to_save
@@ -106,7 +106,8 @@ def train(
     Called again on an unfinished `output` it goes on from the newest complete checkpoint and ends
     with the weights an uninterrupted run has; on a finished one it returns the result. `scorer`
     judges held-out samples against the reference's, `well_formed` adds to what counts as
-    malformed. Without `progress` a bar and one line per log go to stderr.
+    malformed. Without `progress` a bar and one line per log go to stderr. With several `processes`
+    each of them calls it alike, as by torchrun; the first one asks `scorer` and writes.
 
     Raises InputError for what the caller can mend before anything is trained, ServiceError when
     training itself fails; a rerun goes on from the last checkpoint.
@@ -117,11 +118,13 @@ def train(
     runtime = runtime or TrainingRuntime()
     models.require_libraries(config.weights, runtime.report_to)
     require_optimizer(config)
-    run = RunFolder(output)
-    started_from = model_fingerprint(config.model, config.revision)
-    data = dataset_fingerprint(dataset)
+    models.require_dtype(config.dtype, config.method, config.weights)
+    processes.join(config, runtime)
+    run = RunFolder(output, runtime.sharding)
+    started_from = processes.from_main(lambda: model_fingerprint(config.model, config.revision))
+    data = processes.from_main(lambda: dataset_fingerprint(dataset))
     with run.claimed(config, started_from, data) as identity, models.quiet_libraries():
-        finished = run.result()
+        finished = processes.from_main(run.result)
         if finished is not None:
             return finished
         from training import hooks
@@ -134,7 +137,7 @@ def train(
 
         # Model and trainer.
         trainer = method.build(config, runtime, output, learnt, held_out)
-        checkpoint = run.newest_checkpoint()
+        checkpoint = processes.from_main(run.newest_checkpoint)
         run.cut_back(checkpoint.step if checkpoint else -1)
         watch = hooks.watch(trainer, config, method, run, held_out, scorer, well_formed, progress)
         counts = adapters.parameter_counts(trainer.model)
@@ -161,7 +164,7 @@ def train(
         saved = output / models.saved_folder(config.weights)
         if saved_step == steps:
             models.save_model(trainer.model, tokenizer, config.weights, config.dtype, saved)
-        else:
+        elif processes.is_main():
             shutil.rmtree(saved, ignore_errors=True)
             shutil.copytree(run.best / f"step-{saved_step}", saved)
         result = TrainingResult(
@@ -186,6 +189,7 @@ def train(
         )
         run.write_curve(learning_curve(run.metrics()))
         run.finish(result)
+        processes.wait()
         watch.recorder.say(reason or f"Done: {steps} steps, weights in {saved}")
         return result
 
@@ -230,12 +234,20 @@ def _told(
     update = f"{config.update:,} {method.learnt or method.unit} an update"
     if config.accumulation > 1:
         update += f" ({config.accumulation} batches of {config.batch_size})"
-    lines = [f"data: {told}; {update}"]
+    lines = [f"data: {told}; {update}", *batches.told(config, learnt.rows)]
     if method.learnt is None and learnt.counts.kept < config.update:
         lines.append(
             f"warning: {learnt.counts.kept:,} {method.unit} are fewer than an update's "
             f"{config.update:,}"
         )
+    if processes.count() > 1:
+        lines.append(f"processes: {processes.count()}, each with its share of every batch")
+        rest = len(learnt.rows) % config.batch_size
+        if rest:
+            lines.append(
+                f"warning: {rest:,} {method.unit} are left for an epoch's last batch; it is filled "
+                f"up to {config.batch_size:,} from its beginning, which in one process it is not"
+            )
     for split, counts in (("train", learnt.counts), ("test", held_out and held_out.counts)):
         if not counts:
             continue
@@ -243,6 +255,7 @@ def _told(
             **counts.dropped,
             "with a shifted boundary": counts.boundary_shifted,
             "without an end token": counts.without_end,
+            "answers left out as too long": counts.answers_left_out,
         }
         odd = ", ".join(f"{number:,} {what}" for what, number in found.items() if number)
         if odd:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from preferences.errors import InputError, MissingExtra
+from training import processes
 
 Weights = Literal[
     "full",
@@ -27,7 +28,7 @@ Weights = Literal[
     "ln_tuning",
 ]
 """What trains; `training.adapters` says how, docs/weights.md when to take which."""
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -68,6 +69,29 @@ def require_libraries(weights: Weights, report_to: str) -> None:
         )
 
 
+def require_dtype(dtype: Dtype, method: str, weights: Weights) -> None:
+    """Raises InputError if `method` cannot train `weights` in `dtype` here.
+
+    With float16, what trains is held in float32 and the loss is scaled, or its gradients would be
+    too small for the numbers that there are.
+    """
+    import torch
+
+    if dtype != "float16":
+        return
+    if method in processes.WITH_ROLLOUTS:
+        raise InputError(
+            f"dtype: float16 needs a scaled loss, and {method} has none; say bfloat16 or float32"
+        )
+    if weights in ("bitfit", "ln_tuning"):
+        raise InputError(
+            f"dtype: float16 cannot be sampled with weights: {weights}, which are float32 amid the "
+            "base's; say bfloat16 or float32"
+        )
+    if not torch.cuda.is_available():
+        raise InputError("dtype: float16 trains on a GPU alone; say bfloat16 or float32")
+
+
 def load_tokenizer(model: str, revision: str | None, chats: bool = True) -> Any:
     """The model's tokenizer, able to pad and, with `chats`, to render a conversation."""
     from transformers import AutoTokenizer
@@ -104,7 +128,7 @@ def end_tokens(model: str, revision: str | None, tokenizer: Any) -> frozenset[in
 
 
 def load_model(model: str, revision: str | None, weights: Weights, dtype: Dtype) -> Any:
-    """The causal language model to train, on the one device there is.
+    """The causal language model to train, on this process's device.
 
     Full weights are held in float32 whatever `dtype` computes in: an update of one millionth of a
     weight is lost in bfloat16, which keeps three digits.
@@ -112,18 +136,19 @@ def load_model(model: str, revision: str | None, weights: Weights, dtype: Dtype)
     import torch
     from transformers import AutoModelForCausalLM
 
-    if torch.cuda.device_count() > 1:
+    if torch.cuda.device_count() > 1 and processes.count() == 1:
         raise InputError(
-            f"{torch.cuda.device_count()} GPUs are visible and training runs on one; "
-            "set CUDA_VISIBLE_DEVICES to the one to use"
+            f"{torch.cuda.device_count()} GPUs are visible and training runs on one; say "
+            f"processes: {torch.cuda.device_count()}, or set CUDA_VISIBLE_DEVICES to the one to use"
         )
     if torch.cuda.is_available() and dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
-        raise InputError("dtype: this GPU has no bfloat16; say dtype: float32")
+        raise InputError("dtype: this GPU has no bfloat16; say dtype: float16")
     options: dict[str, Any] = {"dtype": torch.float32 if weights == "full" else dtype}
     if is_quantised(weights):
         from training.quantization import nf4
 
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
+        # The process's own GPU, which `processes.join` made the current one.
+        device = torch.cuda.current_device() if torch.cuda.is_available() else "cpu"
         options |= {"quantization_config": nf4(dtype), "device_map": {"": device}}
     try:
         loaded = AutoModelForCausalLM.from_pretrained(model, revision=revision, **options)
@@ -134,7 +159,40 @@ def load_model(model: str, revision: str | None, weights: Weights, dtype: Dtype)
 
 
 def save_model(policy: Any, tokenizer: Any, weights: Weights, dtype: Dtype, folder: Path) -> None:
-    """What trained (with full weights the whole model) and tokenizer, whole or not at all."""
+    """What trained (with full weights the whole model) and tokenizer, whole or not at all.
+
+    All processes call it, each with its part of the weights, and the main one writes.
+    """
+    state = _state(policy, weights)
+    if processes.is_main():
+        _write_model(policy, state, tokenizer, weights, dtype, folder)
+    processes.wait()
+
+
+def _state(policy: Any, weights: Weights) -> dict[str, Any] | None:
+    """All weights, or what trains of a model that is divided, or None: peft knows which. Where the
+    model is divided, each tensor is put together, for the main process alone."""
+    divided = any(processes.is_part(p) for p in policy.parameters())
+    if not divided:
+        return dict(policy.state_dict()) if weights == "full" else None
+    train = {name for name, p in policy.named_parameters() if p.requires_grad}
+    state = {}
+    for name, tensor in policy.state_dict().items():
+        if weights == "full" or name in train:
+            put_together = processes.whole(tensor)
+            if processes.is_main():
+                state[name] = put_together.cpu()
+    return state
+
+
+def _write_model(
+    policy: Any,
+    state: dict[str, Any] | None,
+    tokenizer: Any,
+    weights: Weights,
+    dtype: Dtype,
+    folder: Path,
+) -> None:
     import torch
 
     from training.saved_adapters import save_biases
@@ -143,15 +201,16 @@ def save_model(policy: Any, tokenizer: Any, weights: Weights, dtype: Dtype, fold
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
     if weights == "full":
+        assert state is not None
         # Computed in `dtype`, published in it: the float32 digits only mattered to the updates.
         kind = getattr(torch, dtype)
-        state = {name: tensor.to(kind) for name, tensor in policy.state_dict().items()}
-        policy.save_pretrained(part, state_dict=state)
+        rounded = {name: tensor.to(kind) for name, tensor in state.items()}
+        policy.save_pretrained(part, state_dict=rounded)
     else:
         if weights == "bitfit":
             save_biases(policy, part)
         else:
-            policy.save_pretrained(part, save_embedding_layers=False)
+            policy.save_pretrained(part, save_embedding_layers=False, state_dict=state)
         trained = {"weights": weights, "dtype": dtype}
         (part / TRAINED).write_text(json.dumps(trained) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(part)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from preferences.errors import InputError
+from training import processes
 from training.data import HeldOutPrompt
 from training.probe import (
     Probe,
@@ -79,15 +80,22 @@ class Prober(TrainerCallback):
             control.should_training_stop = True
 
     def _probe(self, step: int, samples: Sequence[Sample]) -> None:
+        # The judge is asked once, and whether to stop has one answer.
+        probe, reasons, wins = processes.from_main(lambda: self._measured(step, samples))
+        self.probes.append(probe)
+        if self.best() is probe:
+            self.save(self.run.best / f"step-{step}")
+        self._record(probe, samples, reasons, wins)
+
+    def _measured(
+        self, step: int, samples: Sequence[Sample]
+    ) -> tuple[Probe, list[str | None], Sequence[float | None]]:
         messages = [prompt.messages for prompt in self.prompts]
         pairs = zip(messages, samples, strict=True)
         reasons = [malformed_reason(asked, sample, self.well_formed) for asked, sample in pairs]
         wins = self._judge(step, messages, samples)
         probe = measure(self.config, step, messages, samples, self.references, reasons, wins)
-        self.probes.append(probe)
-        if self.best() is probe:
-            self.save(self.run.best / f"step-{step}")
-        self._record(probe, samples, reasons, wins)
+        return probe, reasons, wins
 
     def _judge(
         self, step: int, messages: list[Any], samples: Sequence[Sample]

@@ -29,8 +29,10 @@ from preferences.errors import InputError
 from preferences.fingerprint import canonical_json, file_fingerprint, fingerprint
 from preferences.records import Dropped
 from preferences.tables import folder_fingerprint
+from training import processes
 from training.data import SplitCounts
 from training.probe import Probe
+from training.processes import FSDPConfig, by_main
 
 CHECKPOINTS_KEPT = 2
 """The newest can be torn by a crash while it is written, so the one before it stays."""
@@ -47,6 +49,20 @@ class TrainingRuntime(Config):
     """Steps between two lines of metrics."""
     save_steps: int = Field(100, ge=1)
     """Steps between two checkpoints, a multiple of `log_steps`; a crash loses at most so many."""
+    processes: int = Field(1, ge=1)
+    """Processes that train together, one a GPU. Each takes its share of every batch, so that an
+    update is of as many examples as ever; `batch_size` has to be a multiple."""
+    fsdp: FSDPConfig | None = None
+    """Divide weights, gradients and optimizer among the processes; else each has all of them."""
+    deepspeed: dict[str, Any] | None = None
+    """Divide gradients and optimizer by DeepSpeed, whose own configuration this is."""
+
+    @property
+    def sharding(self) -> str:
+        """Who divides the model among the processes; checkpoints fit this alone."""
+        if self.fsdp is not None:
+            return "fsdp"
+        return "deepspeed" if self.deepspeed is not None else "ddp"
 
     @model_validator(mode="after")
     def _save_on_a_log(self) -> Self:
@@ -104,10 +120,12 @@ class Checkpoint:
 class RunFolder:
     """A run's files. Everything that decides whether to resume is here."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sharding: str = "ddp") -> None:
+        """`sharding` is the runtime's."""
         self.path = path
         self.identity: str | None = None
         """The run's fingerprint, once it is claimed."""
+        self.sharding = sharding
 
     @property
     def best(self) -> Path:
@@ -116,7 +134,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claimed(self, config: Config, model: str, data: str) -> Iterator[str]:
-        """Hold the folder for this process; yields the run's fingerprint.
+        """Hold the folder for this process and those that train with it; yields the run's
+        fingerprint.
 
         `model` and `data` are what the model and the dataset are, wherever they lie: a run whose
         folders were moved is the same run.
@@ -128,6 +147,11 @@ class RunFolder:
 
         values = config.model_dump(mode="json", exclude={"model"})
         identity = fingerprint({"config": values, "model": model, "data": data})
+        if not processes.is_main():
+            processes.wait()  # for the main process to hold it
+            self.identity = identity
+            yield identity
+            return
         # Asked before the lock is taken, whose file would make every folder look used.
         names = [] if not self.path.exists() else [p.name for p in self.path.iterdir()]
         strangers = sorted(set(names) - {".lock", "config.json.part"})
@@ -140,6 +164,7 @@ class RunFolder:
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 self._same_run(config, model, data, identity)
+                processes.wait()
                 self.identity = identity
                 yield identity
         except Timeout:
@@ -178,23 +203,25 @@ class RunFolder:
             return None
         return TypeAdapter(TrainingResult).validate_json(file.read_text())
 
+    @by_main
     def finish(self, result: TrainingResult) -> None:
         """Write the result, last; what only an unfinished run needs goes away."""
         write_json(self.path / "result.json", dataclasses.asdict(result))
         for folder in [*self.path.glob("checkpoint-*"), self.best]:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @by_main
     def complete(self, step: int, probes: tuple[Probe, ...], best: Collection[int]) -> None:
         """Mark the checkpoint of `step` complete; then older ones and surpassed weights may go.
 
         `best` are the steps whose weights a run that goes on from here may publish.
         """
         folder = self.path / f"checkpoint-{step}"
-        files = {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.is_file()}
         value = {
             "run": self.identity,
+            "sharding": self.sharding,
             "step": step,
-            "files": files,
+            "files": _sizes(folder),
             "best": sorted(best),
             "probes": [dataclasses.asdict(probe) for probe in probes],
         }
@@ -223,7 +250,13 @@ class RunFolder:
                     f"{folder}: a checkpoint of another run, with other settings, model or data; "
                     "delete it, and this run goes on from its own"
                 )
-            sizes = {file.name: file.stat().st_size for file in folder.iterdir()}
+            written = mark.get("sharding", "ddp")
+            if written != self.sharding:
+                raise InputError(
+                    f"{folder}: was written with {written}, and this run has {self.sharding}; go "
+                    f"on with {written}, or delete its checkpoints to begin again"
+                )
+            sizes = _sizes(folder)
             whole = all(sizes.get(name) == size for name, size in mark["files"].items())
             if whole and all((self.best / f"step-{step}").is_dir() for step in mark["best"]):
                 probes = TypeAdapter(tuple[Probe, ...]).validate_python(mark["probes"])
@@ -235,6 +268,7 @@ class RunFolder:
         steps = {int(p.name.split("-")[1]): p for p in self.path.glob("checkpoint-*") if p.is_dir()}
         return [steps[step] for step in sorted(steps, reverse=True)]
 
+    @by_main
     def write_dropped(self, splits: Mapping[str, Sequence[Dropped]]) -> None:
         """Write the pairs that are not trained on, by split, into `dropped.jsonl`."""
         lines = [
@@ -244,6 +278,7 @@ class RunFolder:
         ]
         write_text(self.path / "dropped.jsonl", "".join(lines))
 
+    @by_main
     def append(self, journal: str, line: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl` or `samples.jsonl`."""
         with (self.path / journal).open("a", encoding="utf-8") as file:
@@ -259,6 +294,7 @@ class RunFolder:
         """Write the learning curve, an SVG."""
         write_text(self.path / "curve.svg", picture)
 
+    @by_main
     def cut_back(self, step: int) -> None:
         """Forget what was logged and saved after `step`: the resumed run does it again."""
         for folder in self._checkpoint_folders():
@@ -296,11 +332,21 @@ def write_json(file: Path, value: Any) -> None:
     write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+@by_main
 def write_text(file: Path, text: str) -> None:
     """`text` into `file`, whole or not at all."""
     part = file.with_name(file.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Of the files in a checkpoint, by their places in it; some are in folders of their own."""
+    return {
+        file.relative_to(folder).as_posix(): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "complete.json"
+    }
 
 
 def _read_mark(folder: Path) -> dict[str, Any] | None:

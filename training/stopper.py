@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from training import processes
 from training.prober import Prober
 from training.run import RunFolder
 from training.settings import EarlyStopping
@@ -33,15 +34,15 @@ class Stopper(TrainerCallback):
         self.config, self.name, self.run, self.prober, self.save = config, name, run, prober, save
         self.by_probes = config.metric == "win_rate"
         # A resumed run has looked before: what it saw is in its journal.
-        self.evaluations = {
-            line["step"]: self._loss(line) for line in run.metrics() if "eval_loss" in line
-        }
+        looks = [line for line in processes.from_main(run.metrics) if "eval_loss" in line]
+        self.evaluations = {line["step"]: self._loss(line) for line in looks}
         """By step, what is to become less."""
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note the metric, keep the weights if they are the best so far, and stop if it is time."""
         step = state.global_step
-        self.evaluations[step] = self._loss(kwargs["metrics"])
+        # The same in all to the last digit, or one would stop and the others wait for it.
+        self.evaluations[step] = processes.from_main(lambda: self._loss(kwargs["metrics"]))
         if not self.by_probes:
             if self.best() == step:
                 self.save(self.run.best / f"step-{step}")
