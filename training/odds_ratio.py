@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.sft_trainer import SFTTrainer
 
+from training.batches import TokenBatches
 from training.hooks import Tokenized
 
 IGNORED = -100
@@ -70,7 +71,7 @@ class PairCollator:
         }
 
 
-class OddsRatioTrainer(Tokenized, SFTTrainer):
+class OddsRatioTrainer(TokenBatches, Tokenized, SFTTrainer):
     """SFTTrainer on pairs that are tokens already, with ORPO's loss."""
 
     model: Any

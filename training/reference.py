@@ -1,8 +1,7 @@
-"""The reference's log-probabilities, kept on disk: they depend on the base model and the data
-alone, so runs that differ in anything else share them.
+"""The reference's log-probabilities, kept on disk by answer: they depend on the base model and the
+tokens alone, so another adapter, another method and a dataset that shares answers find them there.
 
-They are needed beforehand where what trains cannot be switched off. This module imports torch at
-its head, so it is imported inside functions only.
+This module imports torch at its head, so it is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -10,16 +9,50 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import torch
+from trl.trainer.utils import hash_module
 
 from preferences.fingerprint import fingerprint
+from training import models, processes
+from training.sampling import undisturbed
+from training.settings import TrainingConfig
 
 FOLDER = "reference"
+
+COLUMNS = {
+    "chosen_ids": "ref_chosen_logps",
+    "rejected_ids": "ref_rejected_logps",
+    "completion_ids": "ref_logps",
+    "KL_completion_ids": "ref_KL_logps",
+}
+"""Of answers as tokens, and TRL's of their log-probabilities."""
+
+LISTS = ("ref_chosen_logps", "ref_rejected_logps")
+"""Where answers stand in a list, that of the first, and those of the others."""
+
+
+def beforehand(config: TrainingConfig, rows: int) -> bool:
+    """Whether to ask the reference before training, of so many examples, and not in every step.
+
+    Where what trains cannot be switched off, there is no other way. Where it can, it costs nothing
+    more if each example comes up at least once, and later epochs and runs are spared.
+    """
+    if not models.has_adapter(config.weights):
+        return True
+    if config.max_steps is not None:
+        return config.max_steps * config.update >= rows
+    return (config.epochs or 1) >= 1
+
+
+def _bars() -> dict[str, str]:
+    return {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
 
 
 class CachedReference:
@@ -28,35 +61,75 @@ class CachedReference:
 
     accelerator: Any
     args: Any
-    processing_class: Any
-    _precompute_model_hash: Any
+    model: Any
+    base: str
+    """What the weights are that the reference has."""
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        if values["args"].precompute_ref_log_probs:
+            self.base = hash_module(values["model"])  # before there is an adapter on it
+        super().__init__(*args, **values)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        # Another batch size pads differently, which changes the last digits.
-        computed = [self.accelerator.device.type, self.args.bf16, self.args.fp16, batch_size]
-        key = fingerprint([self._precompute_model_hash, tokens_identity(dataset), computed])
-        file = cache_folder() / FOLDER / f"{key}.json"
-        columns = read_columns(file, len(dataset))
-        if columns is None:
+        # What decides more than the last digits, and the forward pass, which may decide these.
+        forward = self.model.config._attn_implementation
+        computed = [self.accelerator.device.type, self.args.bf16, self.args.fp16, forward]
+        wanted = answers_of(dataset)
+        together = self.args.per_device_eval_batch_size, processes.count()
+        # A run finds its own numbers again, to the last digit, whatever others have added.
+        own = fingerprint([wanted, together])
+        file = cache_folder() / FOLDER / f"{fingerprint([self.base, computed])}-{own}.json"
+        answers = {answer for column in wanted.values() for row in column for answer in row}
+        known = processes.from_main(lambda: read_log_probs(file, answers))
+        missing = [
+            row
+            for row in range(len(dataset))
+            if not all(answer in known for column in wanted.values() for answer in column[row])
+        ]
+        if missing:
             trl: Any = super()
-            whole = trl._precompute_ref_logps(dataset, name, batch_size)
-            new = [column for column in whole.column_names if column not in dataset.column_names]
-            columns = {column: list(whole[column]) for column in new}
+            some = dataset.select(missing) if len(missing) < len(dataset) else dataset
+            # A run that finds all of them draws no random numbers here either.
+            with undisturbed(self.model), mock.patch.dict(os.environ, _bars()):
+                found = trl._precompute_ref_logps(some, name, together[0])
+            for column, rows in wanted.items():
+                for row, values in zip(missing, found[column], strict=True):
+                    listed = values if isinstance(values, list) else [values]
+                    # Shorter lists are filled up.
+                    for answer, value in zip(rows[row], listed, strict=False):
+                        known.setdefault(answer, value)
+        if processes.is_main():
             with contextlib.suppress(OSError):  # a cache that cannot be written only saves nothing
-                write_columns(file, columns)
-        for column, values in columns.items():
-            dataset = dataset.add_column(column, values)
+                write_log_probs(file, {answer: known[answer] for answer in sorted(answers)})
+        for column, rows in wanted.items():
+            each = [[known[answer] for answer in row] for row in rows]
+            others = column == LISTS[1] and "answers_ids" in dataset.column_names
+            dataset = dataset.add_column(column, each if others else [one for (one,) in each])
         return dataset
 
 
-def tokens_identity(dataset: Any) -> str:
-    """Content identity of the token columns of a dataset, in its order."""
-    digest = hashlib.sha256()
-    names = sorted(name for name in dataset.column_names if name.endswith("_ids"))
-    digest.update(json.dumps(names).encode())
-    for row in dataset.select_columns(names):
-        digest.update(json.dumps([row[name] for name in names]).encode())
-    return digest.hexdigest()
+def answers_of(dataset: Any) -> dict[str, list[list[str]]]:
+    """For each of TRL's columns, the answers that every row of it is about, by the content identity
+    of prompt and answer."""
+    prompts = dataset["prompt_ids"]
+    if "answers_ids" in dataset.column_names:
+        lists = [
+            [_identity(prompt, answer) for answer in answers]
+            for prompt, answers in zip(prompts, dataset["answers_ids"], strict=True)
+        ]
+        return dict(zip(LISTS, ([r[:1] for r in lists], [r[1:] for r in lists]), strict=True))
+    return {
+        theirs: [
+            [_identity(prompt, answer)]
+            for prompt, answer in zip(prompts, dataset[ours], strict=True)
+        ]
+        for ours, theirs in COLUMNS.items()
+        if ours in dataset.column_names
+    }
+
+
+def _identity(prompt: list[int], answer: list[int]) -> str:
+    return hashlib.sha256(json.dumps([prompt, answer]).encode()).hexdigest()[:32]
 
 
 def cache_folder() -> Path:
@@ -64,22 +137,29 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pairwright"
 
 
-def read_columns(file: Path, rows: int) -> dict[str, list[float]] | None:
-    """The columns in a file, or None where there is none that is whole and has as many rows."""
+def read_log_probs(file: Path, answers: Collection[str]) -> dict[str, float]:
+    """Of answers: what the file has, if it has all, and otherwise what any file of the same
+    reference has. A torn file has nothing."""
+    found = _read(file)
+    if not all(answer in found for answer in answers):
+        reference = file.name.partition("-")[0]
+        for other in sorted(file.parent.glob(f"{reference}-*.json")):
+            found = _read(other) | found
+    return {answer: found[answer] for answer in answers if answer in found}
+
+
+def _read(file: Path) -> dict[str, float]:
     try:
-        columns: dict[str, list[float]] = json.loads(file.read_text())["columns"]
-        whole = bool(columns) and all(
-            len(values) == rows and bool(torch.isfinite(torch.tensor(values)).all())
-            for values in columns.values()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        return None
-    return columns if whole else None
+        found: dict[str, float] = json.loads(file.read_text())["log_probs"]
+        whole = all(isinstance(value, float) and math.isfinite(value) for value in found.values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return found if whole else {}
 
 
-def write_columns(file: Path, columns: Mapping[str, list[float]]) -> None:
-    """Columns of numbers into a file, whole or not at all."""
+def write_log_probs(file: Path, found: Mapping[str, float]) -> None:
+    """Answers' log-probabilities into a file, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.write_text(json.dumps({"columns": columns}))
+    part.write_text(json.dumps({"log_probs": found}))
     part.replace(file)

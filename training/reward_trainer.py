@@ -14,6 +14,7 @@ from torch.nn.functional import logsigmoid
 from trl.trainer.reward_trainer import RewardTrainer
 
 from training import shared_prefix
+from training.batches import TokenBatches
 from training.hooks import Tokenized
 from training.reward_head import one_a_row, packed, shared_pairs
 from training.shared_attention import NAME
@@ -47,7 +48,7 @@ def bradley_terry_loss(
     return (weight * losses).mean() + centring * ((chosen + rejected) ** 2).mean()
 
 
-class PairRewardTrainer(Tokenized, RewardTrainer):
+class PairRewardTrainer(TokenBatches, Tokenized, RewardTrainer):
     """TRL's trainer on pairs that are tokens already, with labels, margins and packing.
 
     TRL 1.16's is fit to build on: its loop, metrics and handling of adapters are kept. Its

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from preferences.config import Config
 from preferences.errors import InputError, MissingExtra
+from training import processes
 from training.adapters import WeightsConfig
 from training.models import Dtype
 from training.probe import ProbeConfig
@@ -70,6 +71,10 @@ class TrainingConfig(WeightsConfig):
     """Examples in memory at once; for methods on pairs, pairs."""
     accumulation: int = Field(1, ge=1)
     """Batches gathered for one update, whose loss is the mean over all their examples."""
+    batch_tokens: int | None = Field(None, ge=1)
+    """Most tokens in memory at once, in place of a number of examples: an update is then made of
+    `batch_size` of them, which are computed in as many batches as it takes. It changes memory and
+    time and not what is learnt."""
     max_length: int = Field(1024, ge=2)
     """Most tokens of prompt and answer together; what is longer is dropped and counted, not cut."""
     dtype: Dtype = "bfloat16"
@@ -90,6 +95,11 @@ class TrainingConfig(WeightsConfig):
     def _one_length(self) -> Self:
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("epochs and max_steps are both given; give one")
+        if self.batch_tokens is not None and self.accumulation > 1:
+            raise ValueError(
+                "batch_tokens finds how many batches an update takes, and accumulation says it; "
+                f"leave accumulation out and say batch_size: {self.update}"
+            )
         if self.early_stopping and self.early_stopping.metric == "win_rate" and not self.probe:
             raise ValueError(
                 "early_stopping.metric: win_rate comes from probes, and probe is null; give a "
@@ -101,6 +111,14 @@ class TrainingConfig(WeightsConfig):
     def update(self) -> int:
         """Examples that one update of the weights is made of."""
         return self.batch_size * self.accumulation
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Examples at once where there is no gradient: on held-out data and for the reference."""
+        if self.batch_tokens is None:
+            return self.batch_size
+        # Two answers of a pair at their longest. KTO's loss needs two examples.
+        return min(self.batch_size, max(2, self.batch_tokens // (2 * self.max_length)))
 
 
 def require_optimizer(config: TrainingConfig) -> None:
@@ -138,12 +156,13 @@ def training_arguments(
         "optim": OPTIMIZERS[config.optimizer],
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.gradient_clipping or 0.0,
-        "per_device_train_batch_size": config.batch_size,
-        "per_device_eval_batch_size": config.batch_size,
+        "per_device_train_batch_size": config.batch_size // processes.count(),
+        "per_device_eval_batch_size": max(config.eval_batch_size // processes.count(), 1),
         "gradient_accumulation_steps": config.accumulation,
         "gradient_checkpointing": config.gradient_checkpointing,
         "seed": config.seed,
         "bf16": config.dtype == "bfloat16",  # TRL's default is True, on CPU too
+        "fp16": config.dtype == "float16",
         "eval_strategy": "steps" if evaluate else "no",
         "eval_steps": config.eval_steps,
         "logging_steps": runtime.log_steps,
@@ -155,5 +174,6 @@ def training_arguments(
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),  # or bfloat16 is refused there
         "dataloader_pin_memory": torch.cuda.is_available(),
+        **processes.arguments(runtime),
         **length,
     }

@@ -5,20 +5,23 @@ This module imports trl at its head, so it is imported inside functions only.
 
 from __future__ import annotations
 
+from training.batches import TokenBatches
 from training.labels import LabelledPairTrainer, PairTrainer
 from training.likes import LikesTrainer
+from training.reference import CachedReference
 from training.shared_prefix import SharedPrefix
 
 
-class SharedPairTrainer(SharedPrefix, PairTrainer):
+class SharedPairTrainer(TokenBatches, SharedPrefix, PairTrainer):
     """Both answers behind one prompt."""
 
 
-class SharedLabelledPairTrainer(SharedPrefix, LabelledPairTrainer):
+class SharedLabelledPairTrainer(TokenBatches, SharedPrefix, LabelledPairTrainer):
     """The same for pairs that have a probability, a weight and a margin each."""
 
 
-class SharedLikesTrainer(SharedPrefix, LikesTrainer):
+class SharedLikesTrainer(TokenBatches, SharedPrefix, CachedReference, LikesTrainer):
     """Each answer behind its own prompt, without padding."""
 
     answers = 1
+    by_length = False
