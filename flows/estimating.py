@@ -14,9 +14,9 @@ from typing import Any
 
 from rich.table import Table
 
-from flows.recipe import load_recipe
+from flows.recipe import Recipe, load_recipe
 from flows.steps import ALIGNMENT
-from flows.workload import Work, described, workload
+from flows.workload import Work, described, examples_of, workload
 from preferences.errors import InputError
 from training.settings import TrainingConfig
 
@@ -117,27 +117,25 @@ def estimate(
         stages = tuple(workload(checked))
         rate = device.peak if device else None
         seconds = tuple(w.peak_flops / rate if rate and w.is_here else None for w in stages)
-        found = {
-            name: _memory_of(config, *checked.model_before(name))
-            for name, config in checked.trainings.items()
-        }
+        found = {name: _memory_of(checked, name) for name in checked.trainings}
         if not found:
             return Estimate(
                 checked.name, gpu, stages, seconds, price_per_hour, None, None, None, (), None
             )
         # The recipe runs where its largest training does.
         largest = max(found, key=lambda name: found[name][2].device)
-        config, (model, shape, held) = checked.trainings[largest], found[largest]
+        config, (model, shape, held) = _of_one_process(checked, largest), found[largest]
+        examples = examples_of(checked, config)
         fits: list[Fit] = []
         cure = None
         for kind in dict.fromkeys((config.weights, *memory.KINDS)) if device else ():
             assert device is not None
             way = config.model_copy(update={"weights": kind})
-            needed = held if way == config else memory.training_memory(way, model, shape)
-            batch = memory.largest_batch(way, model, shape, needed, device.memory)
+            needed = held if way == config else memory.training_memory(way, model, shape, examples)
+            batch = memory.largest_batch(way, model, shape, needed, device.memory, examples)
             fits.append(Fit(kind, needed.device, needed.device <= device.memory, batch))
         if device and not fits[0].fits:
-            cure = memory.cure(config, model, shape, device.memory)
+            cure = memory.cure(config, model, shape, device.memory, examples)
     sizes = ("name", "total", "active", "layers", "hidden", "vocabulary")
     return Estimate(
         checked.name,
@@ -153,12 +151,21 @@ def estimate(
     )
 
 
-def _memory_of(config: TrainingConfig, model: str, revision: str | None) -> tuple[Any, Any, Any]:
+def _memory_of(recipe: Recipe, training: str) -> tuple[Any, Any, Any]:
     """A model's configuration, its shape, and the memory that training it takes."""
     from training import memory
 
-    found, shape = described(model, revision)
-    return found, shape, memory.training_memory(config, found, shape)
+    config = _of_one_process(recipe, training)
+    found, shape = described(*recipe.model_before(training))
+    return found, shape, memory.training_memory(config, found, shape, examples_of(recipe, config))
+
+
+def _of_one_process(recipe: Recipe, training: str) -> TrainingConfig:
+    """A training with the share of its batches that each process has; what a sharding divides
+    besides is not counted."""
+    config = recipe.trainings[training]
+    share = config.batch_size // recipe.runtime.training.processes
+    return config.model_copy(update={"batch_size": max(share, 1)})
 
 
 def estimate_document(

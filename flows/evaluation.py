@@ -30,13 +30,15 @@ from generation.opening import open_engine
 from generation.prompts import load_prompts
 from judging.judge import Group
 from judging.verifier import load_check
-from judging.win_rate import length_controlled_win_rates, win_probabilities, win_rate
+from judging.win_rate import length_controlled_win_rates, win_probabilities
 from preferences.conversations import make_prompt
-from preferences.estimate import Estimate, clustered_mean
+from preferences.estimate import Estimate, bounded_mean, clustered_mean
 from preferences.journal import Journal
 from preferences.records import Candidate, Judgment, Prompt, Triplet
 from preferences.store import Artifact, Manifest, Shard, Store
+from training.adapters import NOT_MERGED
 from training.evaluation import OwnAnswer, Policy, log_ratios
+from training.saved_adapters import load_trained
 
 WHOLE = Shard(0, 1)
 
@@ -55,12 +57,15 @@ def evaluate(
     config = recipe.evaluation
     assert config is not None
     prompts = _prompts(config, store, dataset)
+    engine, reason = engine_of(recipe)
+    if reason is not None:
+        progress.say(f"  evaluation: {engine} answers for both models; {reason}")
     before_model, revision = recipe.model_before()
     with _aligned(recipe, store, dataset) as policy:
         adapter = str(policy.adapter) if policy.adapter else None
         sources = [
-            _source(config, "before", before_model, revision, None),
-            _source(config, "after", policy.model, policy.revision, adapter),
+            _source(config, engine, "before", before_model, revision, None),
+            _source(config, engine, "after", policy.model, policy.revision, adapter),
         ]
         runtime = recipe.runtime.engines.get("policy", EngineRuntime())
         before, after = (_answers(s, prompts, store, runtime, progress) for s in sources)
@@ -88,7 +93,7 @@ def evaluate(
         "characters": [sum(len(c.response) for c in a) / len(a) for a in (before, after)],
         "kl": _asdict(kl),
         "judge": judge.name if judge else None,
-        "win_rate": _asdict(win_rate(told, wins)),
+        "win_rate": _asdict(_win_rate(told, wins)),
         "win_rate_at_equal_lengths": _asdict(next(iter(at_equal_lengths), None)),
     }
     manifest = Manifest(
@@ -106,12 +111,21 @@ def evaluate(
     progress.finished(manifest)
 
 
+def engine_of(recipe: Recipe) -> tuple[str, str | None]:
+    """What answers in a recipe's evaluation, and, where that is not what the recipe says, why."""
+    config, weights = recipe.evaluation, recipe.trainings[ALIGNMENT].weights
+    assert config is not None
+    if config.engine == "transformers" or weights not in NOT_MERGED:
+        return config.engine, None
+    return "transformers", f"{weights} cannot be merged ({NOT_MERGED[weights]}), as vLLM needs it"
+
+
 @contextmanager
 def _aligned(recipe: Recipe, store: Store, dataset: Artifact) -> Iterator[Policy]:
-    """The trained model as engines take it: vLLM puts LoRA on, and no other adapter."""
+    """The trained model as its engine takes it: merged, or an adapter that the engine puts on."""
     trained = training_artifacts(recipe, dataset)
-    config = recipe.trainings[ALIGNMENT]
-    if config.weights != "lora":
+    weights = recipe.trainings[ALIGNMENT].weights
+    if weights != "lora" and weights not in NOT_MERGED:
         yield Policy(str(handed_on(recipe, store, trained)))
         return
     base = located(recipe, store, trained).config
@@ -157,13 +171,18 @@ def _prompts(config: EvaluationConfig, store: Store, dataset: Artifact) -> list[
 
 
 def _source(
-    config: EvaluationConfig, name: str, model: str, revision: str | None, adapter: str | None
+    config: EvaluationConfig,
+    engine: str,
+    name: str,
+    model: str,
+    revision: str | None,
+    adapter: str | None,
 ) -> SampledCandidates:
     return SampledCandidates.model_validate(
         {
             "kind": "sample",
             "name": name,
-            "engine": config.engine,
+            "engine": engine,
             "model": model,
             "revision": None if Path(model).is_dir() else revision,
             "adapter": adapter,
@@ -185,7 +204,7 @@ def _answers(
     total = len(prompts) * source.samples
     with (
         progress.stage(f"evaluation: answers {source.name}", total, "answers") as advance,
-        deferred(lambda: open_engine(engine_config(source), runtime)) as engine,
+        deferred(lambda: open_engine(engine_config(source), runtime, load_trained)) as engine,
         Journal(store, identity, WHOLE) as journal,
     ):
         remembering = JournalledEngine(engine, identity, journal, advance.reply)
@@ -216,12 +235,18 @@ def _checked(
     check: str, prompts: Sequence[Prompt], config: EvaluationConfig, answers: Sequence[Candidate]
 ) -> dict[str, Any] | None:
     score = load_check(check)
-    return _asdict(
-        clustered_mean(
-            (answer.prompt_id, float(score(prompts[number // config.samples], answer.response)))
-            for number, answer in enumerate(answers)
-        )
-    )
+    scores = [
+        (answer.prompt_id, float(score(prompts[number // config.samples], answer.response)))
+        for number, answer in enumerate(answers)
+    ]
+    is_share = {value for _, value in scores} <= {0.0, 1.0}
+    return _asdict(bounded_mean(scores) if is_share else clustered_mean(scores))
+
+
+def _win_rate(groups: Sequence[Group], wins: Sequence[float | None]) -> Estimate | None:
+    """The mean win probability, with an interval that few prompts leave wide."""
+    found = zip(groups, wins, strict=True)
+    return bounded_mean((g.prompt.prompt_id, won) for g, won in found if won is not None)
 
 
 def _share(answers: Sequence[Candidate], holds: Callable[[Candidate], bool]) -> float:

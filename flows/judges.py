@@ -40,6 +40,7 @@ from preferences.fingerprint import fingerprint
 from preferences.journal import Journal
 from preferences.records import Judgment
 from preferences.store import Shard, Store
+from training.saved_adapters import load_trained
 
 JudgeFor = Callable[[Shard], AbstractContextManager[Judge]]
 """The judge for one shard, with the shard's journal."""
@@ -111,7 +112,9 @@ def _engine(
     stack: ExitStack, config: EngineConfig, runtime: EngineRuntime, store: Store, advance: Advance
 ) -> EngineFor:
     identity = model_identity(engine_config(config))
-    engine = stack.enter_context(deferred(lambda: open_engine(engine_config(config), runtime)))
+    engine = stack.enter_context(
+        deferred(lambda: open_engine(engine_config(config), runtime, load_trained))
+    )
 
     @contextmanager
     def engine_for(shard: Shard) -> Iterator[tuple[str, Engine]]:

@@ -27,7 +27,7 @@ class EvaluationConfig(Config):
     prompts: PromptsConfig | None = None
     """Prompts to answer; by default the dataset's held-out ones."""
     engine: Annotated[str, Field(pattern="^(vllm|transformers)$")] = "vllm"
-    """What answers them."""
+    """What answers them; transformers by itself for weights that cannot be merged."""
     samples: int = Field(1, ge=1)
     """Answers to each prompt, of each of the two models."""
     sampling: Sampling = Sampling()

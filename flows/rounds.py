@@ -19,10 +19,12 @@ from flows.labels import plan_with_answers
 from flows.measuring import KLReference, RoundsConfig
 from flows.plan import make_plan, training_artifacts
 from flows.recipe import Recipe, load_recipe, recipe_text
+from flows.steps import ALIGNMENT
 from generation.candidates import SampledCandidates
 from preferences.errors import InputError
 from preferences.judge_tables import NamedTable
 from preferences.store import Store
+from training.adapters import NOT_MERGED
 from training.rewarded import RewardedConfig
 
 CarryOut = Callable[[Path], bool]
@@ -115,6 +117,18 @@ def go_round(
         done.append(finished)
 
 
+def next_round(recipe: Recipe, store: Store) -> Path | None:
+    """The recipe of the round that is not finished; None after the last."""
+    owed: list[Path] = []
+
+    def carry_out(path: Path) -> bool:
+        owed.append(path)
+        return False
+
+    go_round(recipe, store, rounds_of(recipe, None), carry_out)
+    return owed[0] if owed else None
+
+
 def round_recipe(recipe: Recipe, number: int, start: Path | None) -> Recipe:
     """A round's recipe: `start` in the place of the model that the recipe begins with, as what is
     sampled and as what is trained, and other seeds; without it, that model again."""
@@ -158,6 +172,12 @@ def rounds_of(recipe: Recipe, most: int | None) -> RoundsConfig:
         raise InputError(
             f"{recipe.name}: no candidates are sampled from {first[0]}, which training starts "
             "from, so another round would see the same answers; sample some from it"
+        )
+    weights = recipe.trainings[ALIGNMENT].weights
+    if weights in NOT_MERGED:
+        raise InputError(
+            f"{recipe.name}: alignment.weights: {weights} cannot be merged, and the next round "
+            "starts from the merged model; say lora or full"
         )
     for name, training in recipe.trainings.items():
         model = training.reward_model if isinstance(training, RewardedConfig) else None

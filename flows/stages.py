@@ -72,6 +72,7 @@ from preferences.sharing import work_through
 from preferences.splits import require_both_sides
 from preferences.store import Artifact, Shard, shards
 from preferences.tables import read_rows
+from training.saved_adapters import load_trained
 
 
 def make_prompts(run: Run) -> None:
@@ -128,7 +129,9 @@ def _sample_candidates(
     with (
         run.progress.stage(title, total, "answers") as advance,
         deferred(
-            lambda: open_engine(engine_config(config), run.engine_runtime(config.name))
+            lambda: open_engine(
+                engine_config(config), run.engine_runtime(config.name), load_trained
+            )
         ) as engine,
     ):
 

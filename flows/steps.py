@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from preferences.tables import suggestion
+from training import adapters
 from training.pretraining import PretrainingConfig
 from training.rewarded import RewardedConfig
 from training.settings import TrainingConfig
 
 ALIGNMENT = "alignment"
 """What the last training is called beside the steps."""
-NOT_MERGED = ("prefix_tuning", "prompt_tuning", "bottleneck")
-"""Weights that are no part of a whole model, which is what others start from."""
 
 
 def named_trainings(
@@ -76,7 +75,7 @@ def _check_start(
             f"{place}.model: the step {name!r} trains a reward model, which gives no answers; "
             "start from a language model"
         )
-    if steps[name].weights in NOT_MERGED:
+    if steps[name].weights in adapters.NOT_MERGED:
         raise ValueError(
             f"{place}.model: the step {name!r} trains weights: {steps[name].weights}, which cannot "
             "be merged into a model to start from; say lora or full there"

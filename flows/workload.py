@@ -23,6 +23,7 @@ from judging.reasoned import ReasonedPairwiseJudge
 from judging.reward_model import RewardModelJudge
 from preferences.tables import read_rows
 from training.group_relative import GroupRelativeConfig
+from training.memory import ANSWERS, Examples
 from training.ppo import PPOConfig
 from training.pretraining import PretrainingConfig
 from training.rewarded import RewardedConfig
@@ -30,8 +31,10 @@ from training.settings import TrainingConfig
 
 CHARACTERS = 4
 """Of a token, on average, in English; fewer in most other languages and in code."""
-IMPORTED = 256.0
+IMPORTED = 256
 """Tokens taken for an imported prompt and for an imported answer: they are not read here."""
+TURN = 4
+"""Tokens that a template has behind an answer, at most: the end of a turn and a line."""
 RUBRIC = 300
 """Tokens that a judge's question has besides the prompt and the answers."""
 TRAINING_SHARE = 0.4
@@ -59,7 +62,8 @@ class Work:
     flops: float
     """Floating-point operations done here; 0 where an endpoint does them."""
     peak_flops: float
-    """Those a device at its peak would do in the same time: each by the share of it reached."""
+    """Those a device at its peak would do in the same time: each by the share of it reached, and by
+    the processes that do it together."""
     is_here: bool = True
     """Whether it runs here and not at an endpoint."""
     price: float | None = None
@@ -72,31 +76,59 @@ def workload(recipe: Recipe) -> list[Work]:
     Raises InputError where the prompts or a model's configuration cannot be read.
     """
     prompts, asked = _prompts(recipe)
+    answers, longest = _answers(recipe)
     stages = []
-    answers, longest = 0, 0.0
     for source in recipe.candidates:
         if isinstance(source, ImportedCandidates):
-            answers += 1 if source.format == "responses" else 2
-            longest = max(longest, IMPORTED)
             continue
-        answers += source.samples
-        longest = max(longest, source.sampling.max_tokens)
         name, calls = f"candidates: {source.name}", prompts * source.samples
         runtime = recipe.runtime.engines.get(source.name)
         stages.append(_asking(name, source, runtime, calls, asked, source.sampling.max_tokens))
     for judge in recipe.judges:
         stages += _judging(recipe, judge, "judgments", prompts, answers, asked, longest)
     rows = round(prompts * (1 - recipe.split.test)) * _pairs(recipe, answers)
+    together = recipe.runtime.training.processes
     for training, config in recipe.trainings.items():
         name = training if training == ALIGNMENT else f"steps: {training}"
         parameters = parameters_of(*recipe.model_before(training))
         if isinstance(config, PretrainingConfig):
-            stages.append(_pretraining(name, config, parameters))
+            trained = [_pretraining(name, config, parameters)]
         else:
-            stages += _training(name, config, parameters, rows, asked, longest)
+            shared = _shares(config, *recipe.model_before(training))
+            each = examples_of(recipe, config).answers
+            lists = round(prompts * (1 - recipe.split.test))
+            number = lists if config.method == "ranked_dpo" else rows
+            trained = _training(name, config, parameters, number, each, asked, longest, shared)
+        learning = f"{name}: {config.method}"  # Probes are answered by each process.
+        stages += [
+            replace(work, peak_flops=work.peak_flops / together) if work.name == learning else work
+            for work in trained
+        ]
     if recipe.evaluation is not None:
         stages += _evaluation(recipe, prompts, asked)
     return stages
+
+
+def examples_of(recipe: Recipe, config: TrainingConfig) -> Examples:
+    """What is known of the examples that a training of the recipe will have."""
+    answers, longest = _answers(recipe)
+    number = answers if config.method == "ranked_dpo" else ANSWERS.get(config.method, 1)
+    if any(isinstance(source, ImportedCandidates) for source in recipe.candidates):
+        return Examples(number)
+    return Examples(number, longest + TURN)
+
+
+def _answers(recipe: Recipe) -> tuple[int, int]:
+    """How many answers each prompt has, and the most tokens of one."""
+    answers = longest = 0
+    for source in recipe.candidates:
+        if isinstance(source, ImportedCandidates):
+            answers += 1 if source.format == "responses" else 2
+            longest = max(longest, IMPORTED)
+        else:
+            answers += source.samples
+            longest = max(longest, source.sampling.max_tokens)
+    return answers, longest
 
 
 def training_flops(config: TrainingConfig, parameters: int, tokens: float) -> float:
@@ -180,13 +212,25 @@ def _pretraining(name: str, config: PretrainingConfig, parameters: int) -> Work:
     return Work(title, steps * config.update, tokens, 0.0, flops, flops / TRAINING_SHARE)
 
 
-def _training(
-    name: str, config: TrainingConfig, parameters: int, rows: int, asked: float, longest: float
-) -> list[Work]:
-    from training.memory import ROWS
+def _shares(config: TrainingConfig, model: str, revision: str | None) -> bool:
+    """Whether a prompt with several answers is computed once."""
+    from training.passes import shares
 
+    return shares(config, described(model, revision)[0])
+
+
+def _training(
+    name: str,
+    config: TrainingConfig,
+    parameters: int,
+    rows: int,
+    answers: int,
+    asked: float,
+    longest: float,
+    shared: bool,
+) -> list[Work]:
     steps = config.max_steps or math.ceil(math.ceil(rows / config.update) * (config.epochs or 1))
-    sequences = steps * config.update * ROWS.get(config.method, 1)
+    sequences = steps * config.update * answers
     stages = []
     sampled = readers = 0
     if isinstance(config, PPOConfig):
@@ -206,6 +250,8 @@ def _training(
         stages.append(_here(f"{name}: rollouts", parameters, sampled, asked, config.max_tokens))
     length = min(asked + longest, config.max_length)
     tokens = sequences * length
+    if shared:
+        tokens -= (sequences - sequences // answers) * max(length - longest, 0.0)
     flops = training_flops(config, parameters, tokens) + 2 * parameters * readers * sampled * length
     title = f"{name}: {config.method}"
     stages.append(Work(title, sequences, tokens, 0.0, flops, flops / TRAINING_SHARE))

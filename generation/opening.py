@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from generation.engine import Engine, EngineConfig, EngineRuntime
 from preferences.errors import MissingExtra
 
+if TYPE_CHECKING:
+    from generation.transformers_engine import PutOn
+
 
 @contextmanager
-def open_engine(config: EngineConfig, runtime: EngineRuntime) -> Iterator[Engine]:
+def open_engine(
+    config: EngineConfig, runtime: EngineRuntime, put_on: PutOn | None = None
+) -> Iterator[Engine]:
     """The engine, ready to answer, until the context is left.
 
-    Raises MissingExtra where its package is not installed, InputError for a config it cannot
-    work with and ServiceError where the model does not load.
+    `put_on` puts adapters on that peft does not know; only transformers asks it. Raises
+    MissingExtra where its package is not installed, InputError for a config it cannot work with and
+    ServiceError where the model does not load.
     """
     match config.engine:
         case "vllm":
@@ -45,7 +52,7 @@ def open_engine(config: EngineConfig, runtime: EngineRuntime) -> Iterator[Engine
                 _need(package, 'transformers generation needs: pip install "pairwright[train]"')
             from generation.transformers_engine import TransformersEngine
 
-            yield TransformersEngine.load(config, runtime)
+            yield TransformersEngine.load(config, runtime, put_on)
 
 
 def _need(package: str, cure: str) -> None:

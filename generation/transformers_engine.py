@@ -11,8 +11,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from preferences.errors import ServiceError
 
 SORTED_BATCHES = 8
 """Batches read ahead and sorted by prompt length, so that little is spent on padding."""
+
+PutOn = Callable[[Any, Path], Any]
+"""Puts the adapter in a folder on a loaded model."""
 
 
 @dataclass(slots=True)
@@ -58,11 +62,15 @@ class TransformersEngine:
         self._batch_size = batch_size
         self._chat = Chat(tokenizer, getattr(model, "name_or_path", "") or "the model")
         text_config = model.config.get_text_config()
-        limits = [max_length, getattr(text_config, "max_position_embeddings", None)]
+        self._virtual = _virtual_tokens(model)
+        positions = getattr(text_config, "max_position_embeddings", None)
+        limits = [max_length, None if positions is None else int(positions) - self._virtual]
         # A model without a limit of its own, as a recurrent one, takes any length.
-        self._context = min((int(n) for n in limits if n is not None), default=2**31)
+        self._context = min((n for n in limits if n is not None), default=2**31)
         self._ends = _end_tokens(model, tokenizer)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # Of virtual tokens peft puts new ones before every token that it is given.
+        self._network = base if self._virtual else model
         # Only the last position's logits are needed, and those of a long prompt fill a GPU.
         accepted = inspect.signature(base.forward).parameters
         self._extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
@@ -70,10 +78,13 @@ class TransformersEngine:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, config: EngineConfig, runtime: EngineRuntime) -> TransformersEngine:
+    def load(
+        cls, config: EngineConfig, runtime: EngineRuntime, put_on: PutOn | None = None
+    ) -> TransformersEngine:
         """The model and adapter that the config names, on the GPU if there is one.
 
-        Raises ServiceError, with transformers' reason, where they do not load.
+        `put_on` is for adapters that peft does not know. Raises ServiceError, with transformers'
+        reason, where they do not load.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -89,7 +100,9 @@ class TransformersEngine:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 config.model, dtype=config.dtype, **source
             )
-            if config.adapter is not None:
+            if config.adapter is not None and put_on is not None:
+                model = put_on(model, Path(config.adapter))
+            elif config.adapter is not None:
                 from peft import PeftModel
 
                 model = PeftModel.from_pretrained(model, config.adapter)
@@ -249,10 +262,16 @@ class TransformersEngine:
         self, tokens: torch.Tensor, mask: torch.Tensor, cache: Any, use_cache: bool = True
     ) -> tuple[torch.Tensor, Any]:
         """Logits of the next token, (B, V) in float32, and the cache that continues from here."""
+        inputs = {"input_ids": tokens}
+        if self._virtual:
+            mask = torch.cat([mask.new_ones(len(mask), self._virtual), mask], dim=1)
+            if cache is None:
+                inputs, cache = self._behind_virtual(tokens)
+        width = next(iter(inputs.values())).shape[1]
         # Padding takes no position, so a row's positions do not depend on its neighbours.
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        output = self._model(
-            input_ids=tokens,
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -width:]
+        output = self._network(
+            **inputs,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
@@ -260,6 +279,15 @@ class TransformersEngine:
             **self._extra,
         )
         return output.logits[:, -1].float(), output.past_key_values
+
+    def _behind_virtual(self, tokens: torch.Tensor) -> tuple[dict[str, torch.Tensor], Any]:
+        """What goes into the base model first, and the cache that it starts from: virtual tokens
+        are embeddings before the prompt's own, or keys and values."""
+        start = self._model.get_prompt(batch_size=len(tokens))
+        if not isinstance(start, torch.Tensor):
+            return {"input_ids": tokens}, start
+        embedded = self._network.get_input_embeddings()(tokens)
+        return {"inputs_embeds": torch.cat([start.to(embedded.dtype), embedded], dim=1)}, None
 
 
 def _draw(logits_B_V: torch.Tensor, rows: list[_Row]) -> torch.Tensor:
@@ -286,6 +314,12 @@ def _draw(logits_B_V: torch.Tensor, rows: list[_Row]) -> torch.Tensor:
     tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     drawn[warm] = tokens[:, 0].clamp(max=probs.shape[-1] - 1).cpu()
     return drawn
+
+
+def _virtual_tokens(model: Any) -> int:
+    """How many stand before every prompt: those of prefix and prompt tuning."""
+    adapter = getattr(model, "active_peft_config", None)
+    return int(adapter.num_virtual_tokens) if adapter and adapter.is_prompt_learning else 0
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -46,3 +46,22 @@ def clustered_mean(values: Iterable[tuple[str, float]]) -> Estimate | None:
     spread = math.fsum(math.fsum(x - mean for x in v) ** 2 for v in sums.values())
     error = math.sqrt(size / (size - 1) * spread) / count
     return Estimate(mean, mean - Z95 * error, mean + Z95 * error, size)
+
+
+def bounded_mean(values: Iterable[tuple[str, float]]) -> Estimate | None:
+    """The same of values in [0, 1], with an interval that is no point where all of them agree.
+
+    Two clusters of zeros and two of ones, of average size, are added before the interval is taken
+    ("plus four", Agresti & Coull 1998): the variance is then never 0, few clusters say little, and
+    many what they say without. The mean is that of the values alone.
+    """
+    values = list(values)
+    found = clustered_mean(values)
+    if found is None:
+        return None
+    size = max(1, round(len(values) / found.clusters))
+    extremes = [(f" {n}", float(n % 2)) for n in range(4) for _ in range(size)]
+    wider = clustered_mean([*((f"{cluster}.", value) for cluster, value in values), *extremes])
+    assert wider is not None
+    low, high = max(0.0, min(wider.low, found.mean)), min(1.0, max(wider.high, found.mean))
+    return Estimate(found.mean, low, high, found.clusters)

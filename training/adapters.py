@@ -33,6 +33,12 @@ ATTENTION_OUT = ("o_proj", "out_proj", "attn.c_proj", "attention.dense", "self_a
 """Names of the layers that attention ends with, in the models that people train."""
 FEED_FORWARD_OUT = ("down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h")
 """The same of the feed-forward layer."""
+NOT_MERGED = {
+    "prefix_tuning": "a prefix is keys and values, not weights",
+    "prompt_tuning": "virtual tokens are inputs, not weights",
+    "bottleneck": "bottleneck adapters are layers of their own, and not linear",
+}
+"""Weights that become no part of one whole model, and why."""
 
 
 class LoraConfig(Config):
@@ -252,6 +258,12 @@ def reference(model: Any) -> AbstractContextManager[Any]:
         model.disable_adapter() if hasattr(model, "peft_config") else contextlib.nullcontext()
     )
     return off
+
+
+def virtual_tokens(model: Any) -> int:
+    """How many stand before every row: those of prefix and prompt tuning."""
+    adapter = getattr(model, "active_peft_config", None)
+    return int(adapter.num_virtual_tokens) if adapter and adapter.is_prompt_learning else 0
 
 
 def parameter_counts(model: Any) -> ParameterCounts:

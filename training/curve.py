@@ -1,4 +1,4 @@
-"""The learning curve of a run, as a picture in SVG: losses above, probes below."""
+"""The learning curve of a run, as a picture in SVG: scores and losses above, probes below."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ BLUE, RED, GREEN = "#2563a8", "#c0392b", "#2e8b57"
 def learning_curve(lines: Sequence[Mapping[str, Any]]) -> str:
     """The picture, from the lines of `metrics.jsonl`.
 
-    One panel has the training and the held-out loss by step; where the policy was probed, another
-    has its win rate against the reference and the share of malformed answers. What a run did not
-    measure is left out.
+    One panel has the training and the held-out loss by step. Where answers are sampled and scored,
+    panels above it have their mean score and their KL from the reference; where the policy was
+    probed, one below it has its win rate against the reference and the share of malformed answers.
+    What a run did not measure is left out.
     """
+    score = {"mean score of its answers": (BLUE, _values(lines, "score"))}
+    distance = {"KL from the reference, nats an answer": (RED, _values(lines, "kl"))}
     losses = {
         "training loss": (BLUE, _values(lines, "loss")),
         "held-out loss": (RED, _values(lines, "eval_loss")),
@@ -34,10 +37,12 @@ def learning_curve(lines: Sequence[Mapping[str, Any]]) -> str:
         "malformed answers": (RED, _values(probes, "malformed")),
     }
     last = max([1.0, *(float(line["step"]) for line in lines)])
-    values = [value for _, points in losses.values() for _, value in points]
-    panels = [_panel(0, last, _range(values), losses)]
+    shown = [curves for curves in (score, distance) if any(points for _, points in curves.values())]
+    if not shown or any(points for _, points in losses.values()):
+        shown.append(losses)
+    panels = [_panel(place, last, _range(curves), curves) for place, curves in enumerate(shown)]
     if probes:
-        panels.append(_panel(1, last, (0.0, 1.0), shares))
+        panels.append(_panel(len(panels), last, (0.0, 1.0), shares))
     height = 2 * MARGIN + len(panels) * HEIGHT + (len(panels) - 1) * GAP
     width = WIDTH + 2 * MARGIN
     return "\n".join(
@@ -56,8 +61,9 @@ def _values(lines: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, 
     return [(line["step"], line[name]) for line in lines if line.get(name) is not None]
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
+def _range(curves: Mapping[str, tuple[str, Curve]]) -> tuple[float, float]:
     """Lowest and highest value of the axis."""
+    values = [value for _, points in curves.values() for _, value in points]
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = 0.05 * (high - low) or 0.5
     return low - room, high + room

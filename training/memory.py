@@ -25,17 +25,27 @@ SPARE = 0.05
 BLOCK, STATISTICS_BLOCK = 64, 256
 """Weights that share a scale in NF4, and scales that share one of their own where they are
 quantised once more (Dettmers et al. 2023, section 3)."""
-BYTES = {"float32": 4, "bfloat16": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 0.0, "adafactor": 0.0}
 """Bytes of optimiser state for each trained parameter: two moments, in float32, in one byte, in
 the host's memory when the GPU's is short, or as sums of rows and columns."""
 
-ROWS = {"dpo": 2, "orpo": 2, "reward": 2}
-"""Sequences that an example of a batch is, where it is not one: chosen and rejected."""
+ANSWERS = {"dpo": 2, "orpo": 2, "reward": 2}
+"""Answers that an example of a batch has, where that is not one: chosen and rejected."""
 LOOKS = 3
 """How often a batch that fits is corrected."""
 KINDS = ("full", "lora", "qlora")
 """Weights that are compared when it is asked what fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What is known of a method's examples before there are any."""
+
+    answers: int
+    """To each prompt, in one example."""
+    answer: int | None = None
+    """Most tokens of an answer; None where it may have all that `max_length` allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +101,17 @@ def nf4_bytes(parameters: int, double: bool = True) -> float:
     return parameters / 2 + scales + codes + 4 * 256 + 4
 
 
-def training_memory(config: TrainingConfig, model: Any, shape: Shape) -> Memory:
+def training_memory(
+    config: TrainingConfig, model: Any, shape: Shape, examples: Examples | None = None
+) -> Memory:
     """The memory of a run, on one device. `model` is the model's configuration of transformers.
 
-    Every row is taken to be as long as `max_length` allows. Raises InputError where the model has
-    nothing of the kind that is to train.
+    Every prompt with an answer is taken to be as long as `max_length` allows, and the answer as
+    long as it may be. Raises InputError where the model has nothing of the kind that is to train.
     """
-    from training import rehearsal
+    from training import passes, rehearsal
 
+    examples = examples or Examples(ANSWERS.get(config.method, 1))
     quantised, full = is_quantised(config.weights), config.weights == "full"
     dtype = "float32" if full else config.dtype
     loaded = weight_bytes(shape, dtype, quantised)
@@ -106,23 +119,11 @@ def training_memory(config: TrainingConfig, model: Any, shape: Shape) -> Memory:
     if quantised:
         # peft's preparation for training on 4 bits makes float32 of all that is not packed.
         weights += (shape.total - shape.linear) * (BYTES["float32"] - BYTES[dtype])
-    rows = config.batch_size * ROWS.get(config.method, 1)
-    shown = rehearsal.Pass(
-        rows,
-        config.max_length,
-        checkpointing=config.gradient_checkpointing,
-        autocast=config.dtype == "bfloat16",
-        padded=rows > 1,
-    )
-    head: rehearsal.Head = rehearsal.fused_head
     answer, copied = 0, False
     if isinstance(config, RewardedConfig):
         answer = min(config.max_tokens, config.max_length - 1)
         copied = config.keeps_start
-    if config.method == "ppo":
-        head = rehearsal.full_head(answer)
-    elif config.method == "reward":
-        head = rehearsal.no_head
+    shown, head = passes.pass_of(config, model, examples)
     held = rehearsal.rehearse(model, config, shown, head, config.dtype)
     largest = max(shape.quantised_layers, default=0) if quantised else 0
     return Memory(
@@ -132,13 +133,18 @@ def training_memory(config: TrainingConfig, model: Any, shape: Shape) -> Memory:
         gradients=4 * held.trained,
         optimizer=STATES[getattr(config, "optimizer", "adamw")] * held.trained,
         activations=held.activations,
-        sampling=_sampling(config, shape, rows) if answer else 0.0,
+        sampling=_sampling(config, shape, config.batch_size) if answer else 0.0,
         load=loaded + largest * BYTES[dtype],
     )
 
 
 def largest_batch(
-    config: TrainingConfig, model: Any, shape: Shape, held: Memory, device: float
+    config: TrainingConfig,
+    model: Any,
+    shape: Shape,
+    held: Memory,
+    device: float,
+    examples: Examples | None = None,
 ) -> int | None:
     """About how many examples at once fit into so many bytes; None where not the fewest do.
 
@@ -149,22 +155,27 @@ def largest_batch(
     room = device * (1 - SPARE) - CONTEXT
     if held.load > room:
         return None
+    if config.batch_tokens is not None:
+        config = config.model_copy(update={"batch_tokens": None})
+        held = training_memory(config, model, shape, examples)
     batch, taken = config.batch_size, held.training
     for _ in range(LOOKS):
-        more = _training_bytes(config, model, shape, 2 * batch)
+        more = _training_bytes(config, model, shape, 2 * batch, examples)
         each = max((more - taken) / batch, 1.0)
         found = batch + math.floor((room - taken) / each)
         if found < smallest_batch(config):
             return None
         if found <= 2 * batch:
             return found
-        batch, taken = found, _training_bytes(config, model, shape, found)
+        batch, taken = found, _training_bytes(config, model, shape, found, examples)
     return batch
 
 
-def _training_bytes(config: TrainingConfig, model: Any, shape: Shape, batch: int) -> float:
+def _training_bytes(
+    config: TrainingConfig, model: Any, shape: Shape, batch: int, examples: Examples | None
+) -> float:
     tried = config.model_copy(update={"batch_size": batch})
-    return training_memory(tried, model, shape).training
+    return training_memory(tried, model, shape, examples).training
 
 
 def smallest_batch(config: TrainingConfig) -> int:
@@ -172,11 +183,20 @@ def smallest_batch(config: TrainingConfig) -> int:
     return 2 if config.method == "kto" else 1
 
 
-def cure(config: TrainingConfig, model: Any, shape: Shape, device: float) -> str:
+def cure(
+    config: TrainingConfig,
+    model: Any,
+    shape: Shape,
+    device: float,
+    examples: Examples | None = None,
+) -> str:
     """What to change so that a run fits into so many bytes, the least harmful first."""
     tried: list[tuple[str, dict[str, Any]]] = []
     smallest = smallest_batch(config)
-    if config.batch_size > smallest:
+    if config.batch_tokens is not None:
+        fewest = min(config.batch_tokens, config.max_length)
+        tried.append((f"batch_tokens: {fewest}, which trains the same", {"batch_tokens": fewest}))
+    elif config.batch_size > smallest:
         accumulation = math.ceil(config.batch_size * config.accumulation / smallest)
         tried.append(
             (
@@ -201,7 +221,7 @@ def cure(config: TrainingConfig, model: Any, shape: Shape, device: float) -> str
             continue
         changed = changed.model_copy(update=known)
         said = [s for s in said if not (words.startswith("weights") and _gives_way(s))] + [words]
-        if training_memory(changed, model, shape).device <= device:
+        if training_memory(changed, model, shape, examples).device <= device:
             return "say " + ", ".join(said)
     return "no setting is enough: take a smaller model or a larger GPU"
 

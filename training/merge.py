@@ -21,18 +21,13 @@ from preferences.fingerprint import fingerprint
 from preferences.store import full_disk_explained
 from preferences.tables import folder_fingerprint
 from training import models
+from training.adapters import NOT_MERGED
 from training.models import TRAINED, Dtype, Weights
 from training.run import model_fingerprint
-from training.saved_adapters import ADAPTER_CONFIG, load_trained
+from training.saved_adapters import ADAPTER_CONFIG, load_trained, saved_config
 
 LINEAGE = "lineage.json"
 """In a merged model's folder: what it was made of."""
-
-NOT_MERGED = {
-    "PREFIX_TUNING": "a prefix is keys and values, not weights",
-    "PROMPT_TUNING": "virtual tokens are inputs, not weights",
-    "BOTTLENECK": "bottleneck adapters are layers of their own, and not linear",
-}
 
 
 def merge(
@@ -111,6 +106,26 @@ def vllm_arguments(model: str, adapters: Mapping[str, Path]) -> list[str]:
     return [model, "--enable-lora", *room, "--lora-modules", *served]
 
 
+def check_served(adapter: Path, engine: str) -> None:
+    """Whether `vllm` or `transformers` can put on what a folder has, on weights like those that it
+    was trained on. Raises InputError where not."""
+    config, told = saved_config(adapter), _trained_as(adapter)
+    name = str(config["peft_type"]).lower()
+    if told is not None and models.is_quantised(told[0]):
+        raise InputError(
+            f"{adapter}: {told[0]} fits a base in 4 bits, and engines put it on one in 16; merge "
+            "it and name the merged model"
+        )
+    if name == "bitfit":
+        raise InputError(
+            f"{adapter}: biases, which no engine puts on; merge it and name the merged model"
+        )
+    if engine == "vllm" and (name != "lora" or config.get("use_dora")):
+        found = told[0] if told else "dora" if config.get("use_dora") else name
+        cure = "say engine: transformers" if name in NOT_MERGED else "merge it and name that model"
+        raise InputError(f"{adapter}: vLLM puts on LoRA alone, and this is {found}; {cure}")
+
+
 def _what(
     adapter: Path, weights: Weights | None, dtype: Dtype
 ) -> tuple[str | None, Weights, Dtype]:
@@ -130,16 +145,23 @@ def _what(
     if found.name == "config.json":
         return None, "full", dtype
     kind = config["peft_type"]
-    if kind in NOT_MERGED:
+    if kind.lower() in NOT_MERGED:
+        putting_on = "training.saved_adapters.load_trained" if kind == "BOTTLENECK" else "peft"
         raise InputError(
-            f"{adapter}: {kind.lower()} cannot be merged ({NOT_MERGED[kind]}); publish the adapter "
-            "folder itself, and serve the base model with it by transformers and peft"
+            f"{adapter}: {kind.lower()} cannot be merged ({NOT_MERGED[kind.lower()]}); publish the "
+            "adapter folder itself (hf upload), and serve the base model with it by transformers "
+            f"and {putting_on}"
         )
+    return kind, *(_trained_as(adapter) or (weights or "lora", dtype))
+
+
+def _trained_as(adapter: Path) -> tuple[Weights, Dtype] | None:
+    """What a run of ours says of the adapter it left; None of one from elsewhere."""
     told = adapter / TRAINED
-    if told.exists():
-        trained = json.loads(told.read_text(encoding="utf-8"))
-        return kind, trained["weights"], trained["dtype"]
-    return kind, weights or "lora", dtype
+    if not told.exists():
+        return None
+    trained = json.loads(told.read_text(encoding="utf-8"))
+    return trained["weights"], trained["dtype"]
 
 
 def _is_there(output: Path, lineage: dict[str, str]) -> bool:

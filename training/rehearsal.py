@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,12 +27,15 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from training import adapters
+from training import adapters, frozen_head, shared_attention
 from training.adapters import WeightsConfig
 from training.models import is_quantised
+from training.shared_attention import Segments
+from training.stand_ins import FourBit, attention, tiled
 
-Head = Callable[[Tensor, nn.Module], Tensor]
-"""From the last hidden states, (rows, tokens, hidden), and the head to a scalar loss."""
+Head = Callable[[Tensor, Any], Tensor]
+"""From the last hidden states, (rows, tokens, hidden) or in one row (tokens, hidden), and the head
+to a scalar loss."""
 
 DEPTHS = (2, 4)
 """How many layers are run; a single one would be first and last at once."""
@@ -56,6 +60,11 @@ class Pass:
     keeps_inputs: bool = False
     """Whether 4-bit layers keep their inputs for the backward pass, as those of bitsandbytes once
     did; those of 0.50 do not."""
+    segments: Segments | None = None
+    """Which tokens of a single row see which, where the batch is one in which no token stands twice
+    (`training.shared_prefix`)."""
+    on_gpu: bool = True
+    """Whether such a row goes through the kernels of a GPU or, segment by segment, a CPU's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,8 @@ class Held:
     activations: float
     """All that is neither weight nor gradient nor optimiser state."""
     trained: float
+    kept: float
+    """Of the activations, what waits for the backward pass when the loss is there."""
 
 
 def rehearse(config: Any, weights: WeightsConfig, shown: Pass, head: Head, dtype: str) -> Held:
@@ -74,22 +85,49 @@ def rehearse(config: Any, weights: WeightsConfig, shown: Pass, head: Head, dtype
     """
     layers = config.get_text_config().num_hidden_layers
     shallow, deep = (min(depth, layers) for depth in DEPTHS)
-    one = _rehearsed(_cut(config, shallow), weights, shown, head, dtype)
-    other = _rehearsed(_cut(config, deep), weights, shown, head, dtype) if deep > shallow else one
+    one = _rehearsed(cut(config, shallow), weights, shown, head, dtype)
+    other = _rehearsed(cut(config, deep), weights, shown, head, dtype) if deep > shallow else one
     beyond = (layers - shallow) / max(deep - shallow, 1)
-    held, trained = (
+    held, trained, kept = (
         [x + beyond * (y - x) for x, y in zip(xs, ys, strict=True)]
         for xs, ys in zip(one, other, strict=True)
     )
     # Which part of a step is the fullest depends on the depth, so each is carried on by itself.
-    return Held(max(held), trained[0])
+    return Held(max(held), trained[0], kept[0])
 
 
 def fused_head(states: Tensor, layer: nn.Module) -> Tensor:
     """TRL's: log-probabilities of all tokens, from tiles of logits that are never kept."""
     flat = states.reshape(-1, states.shape[-1])
     kind = torch.bfloat16 if torch.is_autocast_enabled("cpu") else flat.dtype
-    return _tiled(flat, layer.weight, kind).sum()  # type: ignore[no-any-return]
+    return tiled(flat, layer.weight, kind).sum()  # type: ignore[no-any-return]
+
+
+def shared_head(scored: int, softcap: float | None, on_gpu: bool = True) -> Head:
+    """That of `training.shared_prefix`: log-probabilities of so many answers' tokens alone."""
+
+    def head(states: Tensor, layer: Any) -> Tensor:
+        places = torch.zeros(scored, dtype=torch.long)
+        hidden = states.index_select(0, places)
+        if layer.weight.requires_grad:
+            return fused_head(hidden, layer)
+        with _held_as("cuda" if on_gpu else "cpu"):
+            frozen: Any = frozen_head.FrozenHead.apply
+            found: Tensor = frozen(softcap, hidden, layer.weight, places)[0]
+        return found.sum()
+
+    return head
+
+
+@contextmanager
+def _held_as(device: str) -> Iterator[None]:
+    """Inside, the head holds as many logits at once as it does there."""
+    before = frozen_head.HELD["cpu"]
+    frozen_head.HELD["cpu"] = frozen_head.HELD[device]
+    try:
+        yield
+    finally:
+        frozen_head.HELD["cpu"] = before
 
 
 def full_head(scored: int) -> Head:
@@ -107,17 +145,18 @@ def full_head(scored: int) -> Head:
 
 def no_head(states: Tensor, layer: nn.Module) -> Tensor:
     """A reward model's: a number from the last hidden state."""
-    read: Tensor = states[:, -1].float().sum()
+    read: Tensor = states[..., -1, :].float().sum()
     return read
 
 
 def _rehearsed(
     config: Any, weights: WeightsConfig, shown: Pass, head: Head, dtype: str
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[float], list[float]]:
     """The most that is held in the forward pass, in the loss, in its gradient and in the layers'
-    gradients; and the number of parameters that train."""
-    ALL_ATTENTION_FUNCTIONS["rehearsed"] = _attention
-    config._attn_implementation = "rehearsed"
+    gradients; the number of parameters that train; and what is held when the loss is there."""
+    ALL_ATTENTION_FUNCTIONS["rehearsed"] = attention
+    by_segments = shown.segments is not None and not shown.on_gpu
+    config._attn_implementation = shared_attention.NAME if by_segments else "rehearsed"
     full = weights.weights == "full"
     held_in = torch.float32 if full else getattr(torch, dtype)
     with torch.device("meta"):
@@ -137,22 +176,47 @@ def _rehearsed(
         trained = [p for p in kept if p.requires_grad]
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        ids = torch.zeros(shown.rows, shown.tokens, dtype=torch.long)
-        inputs: dict[str, Any] = {"input_ids": ids}
-        if shown.padded:
-            shape = shown.rows, 1, shown.tokens, shown.tokens
-            inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=shown.autocast)
         with LiveMemory([*kept, *(p.grad for p in trained)]) as memory:
             with autocast:
-                states = model(**inputs, use_cache=False).logits
+                states = _states(model, base, shown)
                 memory.next_part()
                 states.register_hook(lambda _: memory.next_part())
                 loss: Any = head(states, output)
+            kept = memory.live
             memory.next_part()  # autocast has let go of its copies of the weights
             loss.backward()
             memory.next_part()
-    return memory.peaks, [sum(p.numel() for p in trained)]
+    return memory.peaks, [sum(p.numel() for p in trained)], [kept]
+
+
+def _states(model: Any, base: Any, shown: Pass) -> Any:
+    """Of the last layer, made as training makes them; the head has been taken off."""
+    ids = torch.zeros(shown.rows, shown.tokens, dtype=torch.long)
+    if shown.segments is not None:
+        segments = replace(shown.segments, masks={})  # those of another depth are other fakes
+        return shared_attention.hidden_states(base.base_model, ids, ids, segments)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    virtual = adapters.virtual_tokens(model)
+    if virtual:
+        inputs = _behind_virtual(model, base, ids, virtual)
+    if shown.padded:
+        asked = shown.tokens + (virtual if "inputs_embeds" in inputs else 0)
+        shape = shown.rows, 1, asked, shown.tokens + virtual
+        inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool)
+        inputs["position_ids"] = torch.zeros(shown.rows, asked, dtype=torch.long)
+    states = (base if virtual else model)(**inputs, use_cache=False).logits
+    return states[:, -shown.tokens :] if virtual else states
+
+
+def _behind_virtual(model: Any, base: Any, ids: Tensor, virtual: int) -> dict[str, Any]:
+    """As peft puts virtual tokens before every row, whose own way there takes no ready mask."""
+    model.prompt_tokens = {name: torch.arange(virtual) for name in model.prompt_tokens}
+    start = model.get_prompt(batch_size=len(ids))
+    if not isinstance(start, Tensor):
+        return {"input_ids": ids, "past_key_values": start}
+    embedded = base.get_input_embeddings()(ids)
+    return {"inputs_embeds": torch.cat([start.to(embedded.dtype), embedded], dim=1)}
 
 
 def _with_what_trains(model: Any, output: Any, weights: WeightsConfig, shown: Pass) -> Any:
@@ -197,16 +261,16 @@ def _made_fake(*modules: nn.Module) -> list[Tensor]:
     return list(made.values())
 
 
-def _cut(config: Any, layers: int) -> Any:
+def cut(config: Any, layers: int) -> Any:
     """The same model with its first layers only."""
-    cut = copy.deepcopy(config)
-    text = cut.get_text_config()
+    shallow = copy.deepcopy(config)
+    text = shallow.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     if getattr(text, "final_logit_softcapping", None):
         text.final_logit_softcapping = None  # it would be laid on the hidden states
-    return cut
+    return shallow
 
 
 class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -250,101 +314,3 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _lose(self, key: int) -> None:
         self.live -= self._known.pop(key)
-
-
-class FourBit(nn.Linear):
-    """Stands for bitsandbytes' 4-bit layer, whose packed tensors cannot be fake."""
-
-    def __init__(self, layer: nn.Linear, keeps_inputs: bool) -> None:
-        super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        self.weight, self.keeps_inputs = layer.weight, keeps_inputs
-        self.bias = layer.bias
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As `nn.Linear`."""
-        given = input.to(self.weight.dtype)
-        return _unpacked_product(given, self.weight, self.keeps_inputs).to(input.dtype)  # type: ignore[no-any-return]
-
-
-class _UnpackedProduct(torch.autograd.Function):
-    """Each pass unpacks the weights anew; they need no gradient, so the input is not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, given: Tensor, weight: Tensor, keeps_inputs: bool) -> Tensor:
-        ctx.weight = weight
-        ctx.kept = given if keeps_inputs else None
-        return nn.functional.linear(given, weight.clone())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        weight = ctx.weight.clone()
-        return gradients[0].to(weight.dtype) @ weight, None, None
-
-
-_unpacked_product: Callable[..., Any] = _UnpackedProduct.apply
-
-
-class _Tiled(torch.autograd.Function):
-    """What `trl.kernels.ChunkedLogProbFunction` makes on a GPU, where a kernel of its own works on
-    each tile in place; its way on a CPU makes several more of a tile's size."""
-
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, kind: torch.dtype) -> Tensor:
-        ctx.save_for_backward(states, weight)
-        ctx.kind = kind
-        tile = torch.empty(min(len(states), TOKEN_TILE), VOCABULARY_TILE, dtype=kind)
-        part = weight[:VOCABULARY_TILE].to(kind)
-        del tile, part
-        return torch.empty(len(states), dtype=torch.float32)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        states, weight = ctx.saved_tensors
-        of_states = torch.zeros(states.shape, dtype=torch.float32)
-        of_weight = None
-        if ctx.needs_input_grad[1]:
-            of_weight = torch.zeros(weight.shape, dtype=torch.float32)
-        tile = torch.empty(min(len(states), TOKEN_TILE), VOCABULARY_TILE, dtype=ctx.kind)
-        part = weight[:VOCABULARY_TILE].to(ctx.kind)
-        del tile, part
-        return of_states.to(states.dtype), of_weight, None
-
-
-TOKEN_TILE, VOCABULARY_TILE = 4096, 32768
-"""TRL's, of 1.16."""
-_tiled: Callable[..., Any] = _Tiled.apply
-
-
-class _Attention(torch.autograd.Function):
-    """What flash and memory-efficient attention keep: queries, keys, values, their result, and one
-    number for each query (Dao 2023, "FlashAttention-2", alg. 1); never the weights of attention."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        out = torch.empty_like(query)
-        per_query = torch.empty(query.shape[:3], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, per_query, mask)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        query, key, value, *_ = ctx.saved_tensors
-        gathered = torch.empty_like(query, dtype=torch.float32)  # alg. 2 adds dQ up in float32
-        found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        del gathered
-        return *found, None
-
-
-_attend: Callable[..., Any] = _Attention.apply
-
-
-def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **_: Any
-) -> tuple[Tensor, None]:
-    groups = getattr(module, "num_key_value_groups", 1)
-    if mask is not None:
-        # The kernel that takes a mask wants it as numbers to add, and a key for every query head.
-        mask = torch.zeros_like(mask, dtype=query.dtype)
-        key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
-    out: Tensor = _attend(query, key, value, mask)
-    return out.transpose(1, 2).contiguous(), None

@@ -16,7 +16,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 def load_trained(model: Any, folder: Path) -> Any:
     """A loaded base with what a run saved in its `adapter` folder, as the run left it."""
-    if _saved_config(folder)["peft_type"] == "BITFIT":
+    if saved_config(folder)["peft_type"] == "BITFIT":
         return _with_biases(model, folder)
     return load_adapters(model, {"default": folder})
 
@@ -32,7 +32,7 @@ def load_adapters(model: Any, folders: Mapping[str, Path]) -> Any:
     import training.bottleneck  # noqa: F401  # makes the kind known to peft
 
     base_names = {part for name, _ in model.named_parameters() for part in name.split(".")}
-    kinds = {name: _saved_config(folder)["peft_type"] for name, folder in folders.items()}
+    kinds = {name: saved_config(folder)["peft_type"] for name, folder in folders.items()}
     if "BITFIT" in kinds.values() or len(set(kinds.values())) > 1:
         found = ", ".join(f"{name} is {kind.lower()}" for name, kind in kinds.items())
         raise InputError(f"adapters on one base have to be of one kind of adapter; {found}")
@@ -88,7 +88,8 @@ def _with_biases(model: Any, folder: Path) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _saved_config(folder: Path) -> dict[str, Any]:
+def saved_config(folder: Path) -> dict[str, Any]:
+    """peft's description of what is in a folder; raises InputError where there is none."""
     try:
         config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -16,9 +16,12 @@ from flows.estimating import (
     estimate_tables,
 )
 from flows.recipe import load_recipe
-from flows.workload import Work, training_flops, workload
+from flows.workload import Work, examples_of, training_flops, workload
+from generation.candidates import ImportedCandidates
 from preferences.errors import InputError
 from training.dpo import DPOConfig
+from training.memory import Examples
+from training.ranked import RankedDPOConfig
 from training.sft import SFTConfig
 
 MINIATURE = Path("recipes/miniature/recipe.yaml")
@@ -41,6 +44,23 @@ def test_an_adaptive_judge_is_asked_twice_for_each_answer(stages: dict[str, Work
 
 def test_a_training_step_reads_both_answers_of_every_pair(stages: dict[str, Work]) -> None:
     assert stages["alignment: dpo"].calls == 60 * 16 * 2
+
+
+def test_a_pair_of_answers_reads_its_prompt_once(stages: dict[str, Work]) -> None:
+    lines = Path("recipes/miniature/prompts.jsonl").read_text().splitlines()[:160]
+    asked = sum(len(json.loads(line)["prompt"]) for line in lines) / 4 / len(lines)
+    # A character is a quarter of a token; both answers are taken to have all 64 they may.
+    assert stages["alignment: dpo"].read == pytest.approx(60 * 16 * (asked + 2 * 64))
+
+
+def test_answers_are_as_long_as_they_are_sampled_and_unknown_where_imported() -> None:
+    recipe = load_recipe(MINIATURE)
+    # Six are sampled of at most 64 tokens; a template ends a turn with up to four more.
+    assert examples_of(recipe, recipe.trainings["alignment"]) == Examples(2, 68)
+    assert examples_of(recipe, RankedDPOConfig(model="m")) == Examples(6, 68)
+    imported = ImportedCandidates(kind="import", name="more", source="x.jsonl")
+    mixed = recipe.model_copy(update={"candidates": (*recipe.candidates, imported)})
+    assert examples_of(mixed, DPOConfig(model="m")) == Examples(2)
 
 
 def test_probes_are_sampled_before_the_first_step_too(stages: dict[str, Work]) -> None:

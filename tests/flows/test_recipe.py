@@ -61,10 +61,6 @@ def test_every_recipe_that_ships_is_valid(path: Path) -> None:
             {"alignment": {"method": "reward", "model": "m"}, "evaluation": {}},
             "evaluation: a reward model gives no answers to compare",
         ),
-        (
-            {"alignment": {"model": "m", "weights": "bottleneck"}, "evaluation": {}},
-            "evaluation: bottleneck cannot be merged",
-        ),
         ({"pairs": {"polcy": "best_worst"}}, "pairs.polcy: unknown key; did you mean 'policy'?"),
         ({"split": {"test": "much"}}, "split.test: 'much'"),
         ({"judges": [{"kind": "priors", "name": "x"}]}, "did you mean 'prior'?"),

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -219,6 +220,48 @@ def test_an_adapter_changes_replies_as_peft_does(reference, tiny_model, tiny_ada
         tokens = with_adapter.greedy(text, 16)
         assert found[text].text == with_adapter.decode(tokens)
         assert tokens != reference.greedy(text, 16)
+
+
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+def test_virtual_tokens_stand_before_every_prompt(kind, reference, tiny_model, tmp_path):
+    torch.manual_seed(2)
+    config = getattr(peft, kind)(num_virtual_tokens=5, task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(Reference(tiny_model).model, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(str(tmp_path))
+    alone = Reference(tiny_model, tmp_path)
+    chosen = EngineConfig(engine="transformers", model=str(tiny_model), adapter=str(tmp_path))
+    prompts = [*PROMPTS[:4], "y" * (CONTEXT - 5 - 7)]
+    asked = [request(p, temperature=0, max_tokens=16) for p in prompts]
+    choices = ("A", "B", "%")
+    asked += [Request("choice", messages_from(PROMPTS[0]), Sampling(), None, choices)]
+    with open_engine(chosen, EngineRuntime()) as engine:
+        found = {c.request_id: c for c in engine.complete(asked)}
+    for text in PROMPTS[:4]:
+        tokens = alone.greedy(text, 16)
+        assert found[text].text == alone.decode(tokens)
+        assert found[text].logprob == pytest.approx(alone.logprob(text, tokens), abs=1e-3)
+        assert tokens != reference.greedy(text, 16)
+    # The context is shorter by the five: the prompt has 3 tokens more, which leaves 4.
+    assert found[prompts[-1]].completion_tokens == 4
+    probs = alone.logprobs(PROMPTS[0], [])[0].exp()
+    expected = [float(probs[reference.tokenizer.encode(c)[0]]) for c in choices]
+    assert found["choice"].choice_probs == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_adapter_that_peft_does_not_know_is_put_on_by_who_does(tiny_model, tiny_adapter):
+    asked: list[Path] = []
+
+    def put_on(model, folder):
+        asked.append(folder)
+        return peft.PeftModel.from_pretrained(model, folder)
+
+    config = EngineConfig(engine="transformers", model=str(tiny_model), adapter=str(tiny_adapter))
+    with open_engine(config, EngineRuntime(), put_on) as engine:
+        assert len(list(engine.complete(sampled()[:1]))) == 1
+    assert asked == [tiny_adapter]
 
 
 def test_a_model_in_training_is_asked_without_dropout_and_goes_on_training(tiny_model):

@@ -141,7 +141,8 @@ class Reference:
 
         prompt = self.prompt(text)
         with torch.no_grad():
-            logits = self.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :]
+            # From the end: virtual tokens stand before the prompt.
+            logits = self.model(torch.tensor([prompt + answer])).logits[0, -len(answer) - 1 :]
         return logits.log_softmax(-1)
 
     def logprob(self, text: str, answer: list[int]) -> float:

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from preferences.estimate import clustered_mean
+from preferences.estimate import bounded_mean, clustered_mean
 
 
 def test_the_clustered_interval_is_the_formula_by_hand() -> None:
@@ -60,3 +60,44 @@ def test_the_interval_holds_the_truth_nineteen_times_in_twenty() -> None:
         hits += found.low <= 0 <= found.high
     # 0.95 of 400 is 380; four binomial standard deviations are 4 * sqrt(400 * .95 * .05) = 17.
     assert 363 <= hits <= 397
+
+
+def test_prompts_that_all_agree_are_no_certainty() -> None:
+    found = bounded_mean([("a", 1.0), ("b", 1.0), ("c", 1.0), ("d", 1.0)])
+    assert found is not None
+    # With 0, 0, 1 and 1 added: 6 of 8, mean 3/4; squares 6 · 1/16 + 2 · 9/16 = 3/2, and the error
+    # is sqrt(8/7 · 3/2) / 8.
+    half = 1.959964 * math.sqrt(8 / 7 * 3 / 2) / 8
+    assert (found.mean, found.high, found.clusters) == (1.0, 1.0, 4)
+    assert found.low == pytest.approx(3 / 4 - half)
+    # Of soft verdicts too, and of a single prompt.
+    soft = bounded_mean([("a", 0.6), ("b", 0.6), ("c", 0.6)])
+    alone = bounded_mean([("a", 1.0)])
+    assert soft is not None
+    assert alone is not None
+    assert soft.low < 0.45 < 0.75 < soft.high
+    assert alone.low < 0.5
+    assert bounded_mean([]) is None
+
+
+def test_many_prompts_say_what_they_say_without_the_four() -> None:
+    values = [(str(n), float(n % 4 > 0)) for n in range(4000)]
+    found, plain = bounded_mean(values), clustered_mean(values)
+    assert found is not None
+    assert plain is not None
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_few_prompts_near_the_end_are_held_nineteen_times_in_twenty(size: int) -> None:
+    # 12 prompts of which 95 % are won, with answers that agree: the plain interval often is [1, 1].
+    random, hits, plain_hits = Random(1), 0, 0
+    for _ in range(1000):
+        won = [float(random.random() < 0.95) for _ in range(12)]
+        values = [(str(n), value) for n, value in enumerate(won) for _ in range(size)]
+        found, plain = bounded_mean(values), clustered_mean(values)
+        assert found is not None
+        assert plain is not None
+        hits += found.low <= 0.95 <= found.high
+        plain_hits += plain.low <= 0.95 <= plain.high
+    assert hits >= 950 > plain_hits

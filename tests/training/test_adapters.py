@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
 from preferences.errors import InputError
+from preferences.records import Message
 from tests.training.conftest import COLOURS, THINGS, silent
 from tests.training.test_dpo_loss import trained_loss, trainer_for
 from training import models
@@ -24,6 +25,7 @@ from training.adapters import (
     reference,
 )
 from training.dpo import DPOConfig, train
+from training.evaluation import OwnAnswer, Policy, log_ratios
 from training.run import TrainingResult, TrainingRuntime
 from training.sampling import sample
 from training.saved_adapters import load_adapters, load_trained
@@ -245,6 +247,24 @@ def test_the_reference_is_the_base_whatever_was_trained(weights: str, run_of: Ru
     with reference(trained.policy):
         found = log_probs(trained.policy, trained.config)
     assert found == log_probs(load_base(trained.config), trained.config)
+
+
+@pytest.mark.parametrize("weights", [kind for kind in ADAPTED if not models.is_quantised(kind)])
+def test_its_distance_from_the_base_is_what_the_two_say_of_answers(
+    weights: str, run_of: RunOf
+) -> None:
+    trained = run_of(weights)
+    texts = ("red red", "blue green white black", "green", "white red blue")  # as in `rows`
+    answers = [
+        OwnAnswer((Message("user", f"paint thing{n}"),), text, finished=True)
+        for n, text in enumerate(texts)
+    ]
+    start = Policy(trained.config.model)
+    found = log_ratios(replace(start, adapter=trained.folder), start, answers, "float32")
+    ours, theirs = (
+        log_probs(model, trained.config) for model in (trained.policy, load_base(trained.config))
+    )
+    assert found == pytest.approx([a - b for a, b in zip(ours, theirs, strict=True)], abs=1e-4)
 
 
 @pytest.mark.parametrize("weights", KINDS)
