@@ -5,7 +5,7 @@ reward model the same with an adapter of its own, and the value a linear head on
 hidden states. So one base, 4-bit or not, is held and not four. Only where weights of the base
 itself train, or adapters of two kinds would meet, a second copy carries reference and reward.
 
-This module imports torch at its head, so it is imported inside functions only.
+This module imports trl at its head, so it is imported inside functions only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from preferences.errors import InputError
 from training import adapters, models
 from training.adapters import LoraConfig, WeightsConfig
 from training.rollouts import Rollouts
+from training.shared_prefix import head_of
+from training.shared_rollouts import Packed, base_of, packed, share, spread, states_of
 
 if TYPE_CHECKING:
     from training.ppo import PPOConfig
@@ -52,6 +54,10 @@ class Rewarding(Protocol):
     def bf16(self) -> bool:
         """Whether it computes in bfloat16."""
 
+    @property
+    def unshared(self) -> str | None:
+        """Why it does not read packed rows; None where it does."""
+
 
 @dataclass(frozen=True, slots=True)
 class RewardModel:
@@ -60,6 +66,7 @@ class RewardModel:
     frozen: Any = None
     reward_head: nn.Linear | None = None
     bf16: bool = False
+    unshared: str | None = "nothing is read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,9 @@ class Actors:
     """(hidden) → 1, in float32; None where only functions reward."""
     bf16: bool = False
     """Whether the models compute in bfloat16; heads and probabilities always are float32."""
+    unshared: str | None = "nobody has looked"
+    """Why rows are read with padding and repeated prompts, as `shared_rollouts` says; None where
+    they are packed."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train, by name."""
@@ -85,12 +95,12 @@ class Actors:
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What a model says of the tokens of rollouts; each (B, answer length), as `Rollouts.mask`."""
+    """What a model says of the tokens of rollouts; (B, answer length), as `Rollouts.mask`."""
 
     log_probs: Tensor
     """Of each sampled token, in nats, at the sampling temperature."""
     hidden: Tensor
-    """(B, answer length, hidden): the states that each token was sampled in."""
+    """(N, hidden): the states that the N tokens of `Rollouts.mask` were sampled in."""
     entropy: Tensor | None
     """Of the distribution each was sampled from, in nats; None while gradients are on, where it
     would only cost memory."""
@@ -108,8 +118,16 @@ def load_actors(config: PPOConfig) -> Actors:
     nn.init.zeros_(value_head.bias)
     # No dropout is on, so the mode changes nothing but whether activations are computed again.
     policy.train(config.gradient_checkpointing)
+    unshared = share(policy, config.temperature)
+    if frozen is not policy and unshared is None:
+        unshared = share(frozen, config.temperature)
     return Actors(
-        policy, value_head.to(policy.device), frozen, reward_head, config.dtype == "bfloat16"
+        policy,
+        value_head.to(policy.device),
+        frozen,
+        reward_head,
+        config.dtype == "bfloat16",
+        unshared,
     )
 
 
@@ -177,14 +195,16 @@ def read_policy(
     actors: Actors, rollouts: Rollouts, rows: Tensor, temperature: float
 ) -> tuple[Readings, Tensor]:
     """The policy's readings of some rows and the values of its states, (B, answer length)."""
-    readings = _read(actors.policy, rollouts, rows, temperature, actors.bf16)
-    return readings, actors.value_head(readings.hidden)[..., 0]
+    read = _read_packed if actors.unshared is None else _read
+    readings = read(actors.policy, rollouts, rows, temperature, actors.bf16)
+    return readings, spread(actors.value_head(readings.hidden)[:, 0], rollouts.mask[rows])
 
 
 def read_reference(actors: Actors, rollouts: Rollouts, rows: Tensor, temperature: float) -> Tensor:
     """The reference's log-probabilities of some rows, (B, answer length), without gradient."""
+    read = _read_packed if actors.unshared is None else _read
     with torch.no_grad(), adapters.reference(actors.frozen):
-        return _read(actors.frozen, rollouts, rows, temperature, actors.bf16).log_probs
+        return read(actors.frozen, rollouts, rows, temperature, actors.bf16).log_probs
 
 
 def read_reward(actors: Rewarding, rollouts: Rollouts, rows: Tensor) -> Tensor:
@@ -197,13 +217,36 @@ def read_reward(actors: Rewarding, rollouts: Rollouts, rows: Tensor) -> Tensor:
         _adapter_on(actors.frozen, REWARD),
     ):
         # The body alone: nobody asks the reward model for tokens.
-        body = actors.frozen.get_base_model().base_model
-        states = body(input_ids=tokens, attention_mask=present.long()).last_hidden_state
-    ends = present.sum(dim=1) - 1
+        if actors.unshared is None:
+            batch = _packed(rollouts, rows)
+            pooled = states_of(actors.frozen, batch)[batch.ends]
+        else:
+            body = base_of(actors.frozen).base_model
+            states = body(input_ids=tokens, attention_mask=present.long()).last_hidden_state
+            ends = present.sum(dim=1) - 1
+            pooled = states[torch.arange(len(rows), device=states.device), ends]
     with torch.no_grad():
-        pooled = states[torch.arange(len(rows), device=states.device), ends].float()
-        scores: Tensor = actors.reward_head(pooled)[..., 0]
+        scores: Tensor = actors.reward_head(pooled.float())[..., 0]
     return scores
+
+
+def _packed(rollouts: Rollouts, rows: Tensor) -> Packed:
+    scored = rollouts.present[rows]
+    scored[:, : rollouts.start] = False
+    scored[:, rollouts.start :] = rollouts.mask[rows]
+    return packed(rollouts.tokens[rows], rollouts.present[rows], scored)
+
+
+def _read_packed(
+    model: Any, rollouts: Rollouts, rows: Tensor, temperature: float, bf16: bool
+) -> Readings:
+    batch = _packed(rollouts, rows)
+    with torch.autocast(batch.targets.device.type, torch.bfloat16, bf16):
+        hidden = states_of(model, batch)[batch.before]
+        log_probs, entropy, *_ = head_of(base_of(model), temperature)(hidden, batch.targets)
+    mask = rollouts.mask[rows]
+    entropies = None if torch.is_grad_enabled() else spread(entropy, mask)
+    return Readings(spread(log_probs, mask), hidden.float(), entropies)
 
 
 def _read(model: Any, rollouts: Rollouts, rows: Tensor, temperature: float, bf16: bool) -> Readings:
@@ -228,7 +271,8 @@ def _read(model: Any, rollouts: Rollouts, rows: Tensor, temperature: float, bf16
     entropy = None
     if not torch.is_grad_enabled():
         entropy = -(distribution.exp() * distribution).sum(-1)
-    return Readings(distribution.gather(-1, sampled)[..., 0], hidden, entropy)
+    log_probs = distribution.gather(-1, sampled)[..., 0]
+    return Readings(log_probs, hidden[rollouts.mask[rows]], entropy)
 
 
 @contextlib.contextmanager

@@ -103,6 +103,11 @@ class DPOConfig(TrainingConfig):
             raise ValueError(
                 f"loss: {self.loss} needs label_smoothing, the share of wrong labels, as {usual}"
             )
+        if self.loss.startswith("aot") and self.batch_tokens is not None:
+            raise ValueError(
+                f"batch_tokens: loss: {self.loss} compares the pairs of a batch, so batches change "
+                "what is learnt; leave batch_tokens out"
+            )
         if self.loss.startswith("aot") and self.batch_size == 1:
             raise ValueError(
                 f"loss: {self.loss} compares the pairs of a batch, and batch_size is 1; make it "
@@ -152,6 +157,7 @@ def build_trainer(
     from trl.trainer.utils import disable_dropout_in_model
 
     from training.hooks import report_to
+    from training.reference import beforehand
     from training.shared_trainers import SharedLabelledPairTrainer, SharedPairTrainer
 
     model = models.load_model(config.model, config.revision, config.weights, config.dtype)
@@ -167,8 +173,7 @@ def build_trainer(
             label_smoothing=config.label_smoothing,
             max_length=None,  # too long pairs are gone; TRL would cut off the end token
             disable_dropout=False,  # done on the base model; TRL would disable the adapter's too
-            # Without an adapter to switch off, the reference is asked once, before training.
-            precompute_ref_log_probs=not models.has_adapter(config.weights),
+            precompute_ref_log_probs=beforehand(config, len(pairs.rows)),
         ),
         train_dataset=pairs.rows,
         eval_dataset=held_out.rows if held_out else None,
@@ -176,6 +181,7 @@ def build_trainer(
         # The configuration, not a ready adapter: for that TRL would add a second one as reference.
         peft_config=adapter,
     )
+    trainer.batch_tokens = config.batch_tokens
     adapters.keep_in_float32(trainer.model)
     report_to(trainer, runtime.report_to, output)
     return trainer

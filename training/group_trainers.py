@@ -36,6 +36,7 @@ from training.rewards import (
     scores_of,
 )
 from training.rollouts import Answer, as_rollouts, prompts_of_step, seed_of_step
+from training.shared_rollouts import base_of, share, words
 from training.trl_samplers import GRPOTrainer, RLOOTrainer
 
 SAMPLED = "sampled.pt"
@@ -125,20 +126,25 @@ class GroupRelative(Tokenized):
             peft_config=adapter,
         )
         adapters.keep_in_float32(self.model)
+        unshared = share(self.model, config.temperature)
+        self.forward_pass = words(unshared)
+        """Which one runs and why, in words that the run says to people."""
         self.judged = RewardModel()
         needs_reference = config.beta > 0 and not models.has_adapter(config.weights)
         if config.reward_model is not None or needs_reference:
             frozen, head = load_frozen(config, self.model)
-            self.judged = RewardModel(frozen, head, config.dtype == "bfloat16")
             if needs_reference:
                 self._refer_to(frozen)
+            if frozen is not self.model:
+                unshared = share(frozen, config.temperature)
+            self.judged = RewardModel(frozen, head, config.dtype == "bfloat16", unshared)
 
     def _refer_to(self, frozen: Any) -> None:
         """Take a model for the reference, where there is no adapter to switch off.
 
         TRL would load one more by the model's name, in whatever revision is the newest.
         """
-        base = frozen.get_base_model() if hasattr(frozen, "peft_config") else frozen
+        base = base_of(frozen)
         add_fused_lm_head(base, temperature=self.config.temperature)
         self.ref_model = self.accelerator.prepare_model(base, evaluation_mode=True)
         self.beta = self.config.beta

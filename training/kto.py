@@ -117,6 +117,7 @@ def build_trainer(
     from trl.trainer.utils import disable_dropout_in_model
 
     from training.hooks import report_to
+    from training.reference import beforehand
     from training.shared_trainers import SharedLikesTrainer
 
     model = models.load_model(config.model, config.revision, config.weights, config.dtype)
@@ -132,8 +133,7 @@ def build_trainer(
             undesirable_weight=undesirable,
             max_length=None,  # too long answers are gone; TRL would cut off the end token
             disable_dropout=False,  # done on the base model; TRL would disable the adapter's too
-            # Without an adapter to switch off, the reference is asked once, before training.
-            precompute_ref_log_probs=not models.has_adapter(config.weights),
+            precompute_ref_log_probs=beforehand(config, len(answers.rows)),
         ),
         train_dataset=_named(answers.rows),
         eval_dataset=_named(held_out.rows) if held_out else None,
@@ -141,6 +141,7 @@ def build_trainer(
         # The configuration, not a ready adapter: for that TRL would add a second one as reference.
         peft_config=adapter,
     )
+    trainer.batch_tokens = config.batch_tokens
     adapters.keep_in_float32(trainer.model)
     report_to(trainer, runtime.report_to, output)
     return trainer

@@ -81,6 +81,7 @@ def build_trainer(
         peft_config=adapter,
         weight=config.odds_ratio_weight,
     )
+    trainer.batch_tokens = config.batch_tokens
     adapters.keep_in_float32(trainer.model)
     report_to(trainer, runtime.report_to, output)
     return trainer

@@ -23,6 +23,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
 from preferences.errors import InputError
+from training.batches import TokenBatches
 from training.hooks import Tokenized
 from training.sampling import undisturbed
 
@@ -32,7 +33,7 @@ IGNORED = -100
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
-class AnswerTrainer(Tokenized, SFTTrainer):
+class AnswerTrainer(TokenBatches, Tokenized, SFTTrainer):
     """SFTTrainer on answers that are tokens already."""
 
 

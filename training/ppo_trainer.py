@@ -37,6 +37,7 @@ from training.rewards import (
 from training.rollouts import Answer, Rollouts, as_rollouts, prompts_of_step, seed_of_step
 from training.run import TrainingRuntime, write_json
 from training.settings import SCHEDULES, training_arguments
+from training.shared_rollouts import words
 
 
 def arguments(config: PPOConfig, runtime: TrainingRuntime, output: Path) -> TrainingArguments:
@@ -76,6 +77,8 @@ class PPOTrainer:
         self.config, self.output, self.prompts = config, output, prompts.prompts
         self.actors = load_actors(config)
         self.model = self.actors.policy
+        self.forward_pass = words(self.actors.unshared)
+        """Which one runs and why, in words that the run says to people."""
         self.processing_class = models.load_tokenizer(config.model, config.revision)
         self.ends = models.end_tokens(config.model, config.revision, self.processing_class)
         self.pad = self.processing_class.pad_token_id

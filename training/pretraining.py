@@ -67,6 +67,8 @@ class PretrainingConfig(TrainingConfig):
     """Tokens of a block. Texts stand in them one after the other, an end token behind each."""
     texts: TextsConfig | None = None
     """What to train on; without it, the dataset that training is given holds texts."""
+    batch_tokens: None = None
+    """Blocks are of one length, so `batch_size` says it."""
     probe: None = None
     """Nothing is asked, so nothing is sampled."""
 

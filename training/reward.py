@@ -179,7 +179,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=adapter,
     )
-    trainer.centring = config.centring
+    trainer.centring, trainer.batch_tokens = config.centring, config.batch_tokens
     adapters.keep_in_float32(trainer.model)
     if config.packing and not trainer.share():
         some = train_rows.select(range(min(4, len(train_rows))))

@@ -29,7 +29,7 @@ from training.shared_attention import Segments, hidden_states
 HEAD = "score"
 """What transformers calls the head of its sequence classifiers."""
 
-EXACT = {"float32": 1e-4, "bfloat16": 0.1, "float64": 1e-10}
+EXACT = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1, "float64": 1e-10}
 """How far packed rewards may be from those of each answer alone, by what they are computed in; a
 model that looks at its neighbours is off by about 1."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, PrivateAttr, model_validator
 
@@ -35,8 +35,14 @@ class RewardedConfig(TrainingConfig):
     """What answers are sampled at; the policy that is trained is the one at this temperature."""
     max_tokens: int = Field(256, ge=1)
     """Longest answer, in tokens with its end."""
+    sampling_batch_size: int = Field(32, ge=1)
+    """Answers sampled at once, whose keys and values are held meanwhile; it decides which of them
+    share a seed. More of them are faster."""
     missing_end_score: float = -1.0
     """The score of an answer that was cut there, in place of its own."""
+    sampler: Literal["transformers", "vllm"] = "transformers"
+    """Who samples them: `transformers`, with the weights that train; or `vllm`, in a process of its
+    own that is handed the adapter before every sampling, much faster where answers are long."""
     rollouts: int = Field(64, ge=1)
     """Answers sampled at once, a multiple of `batch_size` × `accumulation`."""
     reward_samples: int = Field(256, ge=2)
@@ -45,6 +51,8 @@ class RewardedConfig(TrainingConfig):
     """Peak of the schedule: about 3e-6 for full weights, ten times that for adapters."""
     warmup_share: float = Field(0.0, ge=0, lt=1)
     """Share of the updates in which the learning rate rises from 0 to its peak."""
+    batch_tokens: None = None
+    """An update's answers are all as wide as their longest, so `batch_size` says it."""
     probe: ProbeConfig | None = ProbeConfig(temperature=0.7)
     """Held-out sampling while training, best at the same temperature; null trains blind, without
     anything that would notice over-optimisation."""
@@ -58,6 +66,11 @@ class RewardedConfig(TrainingConfig):
             raise ValueError(
                 f"rollouts {self.rollouts} is not a multiple of batch_size × accumulation "
                 f"{self.update}"
+            )
+        if self.sampler == "vllm" and self.weights not in ("lora", "qlora"):
+            raise ValueError(
+                f"sampler: vLLM puts LoRA adapters on, and weights are {self.weights}; say "
+                "transformers, or weights: lora"
             )
         name = self.method.upper()
         if self.lora.dropout:

@@ -145,7 +145,7 @@ def _sampled(
         temperature=config.temperature,
         max_tokens=config.max_tokens,
         seed=seed,
-        batch_size=config.batch_size,
+        batch_size=config.sampling_batch_size,
         bf16=config.dtype == "bfloat16",
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from preferences.errors import InputError
 from preferences.records import Messages
 from training.data import HeldOutPrompt
-from training.sampling import undisturbed
+from training.sampling import left_padded, undisturbed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,6 +119,38 @@ def sample_answers(
 ) -> list[Answer]:
     """One answer to each tokenized prompt from the model as it is now, by transformers."""
     import torch
+
+    from training.decoding import decode
+    from training.shared_rollouts import shares
+
+    device = model.device
+    replies: list[list[int]] = []
+    with undisturbed(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, bf16):
+        draw = decode if shares(model) else _generated
+        for start in range(0, len(prompts), batch_size):
+            torch.manual_seed(seed + start)
+            batch = prompts[start : start + batch_size]
+            replies += draw(
+                model,
+                batch,
+                ends=ends,
+                pad=pad,
+                temperature=temperature,
+                max_tokens=max_tokens,
+            )
+    return [answer_from(reply, ends) for reply in replies]
+
+
+def _generated(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    ends: Collection[int],
+    pad: int,
+    temperature: float,
+    max_tokens: int,
+) -> list[list[int]]:
+    """What transformers generates, with what it puts behind end tokens."""
     from transformers import GenerationConfig
 
     # Every knob is set: what is left out would be filled from the model's own generation config,
@@ -135,22 +167,10 @@ def sample_answers(
         eos_token_id=sorted(ends),
         pad_token_id=pad,
     )
-    device = model.device
-    answers: list[Answer] = []
-    with undisturbed(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, bf16):
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
-            width = max(len(ids) for ids in batch)
-            padded = [[pad] * (width - len(ids)) + list(ids) for ids in batch]
-            present = [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch]
-            torch.manual_seed(seed + start)
-            replies = model.generate(
-                input_ids=torch.tensor(padded, device=device),
-                attention_mask=torch.tensor(present, device=device),
-                generation_config=generation,
-            )
-            answers += [answer_from(reply[width:].tolist(), ends) for reply in replies]
-    return answers
+    tokens, mask = left_padded(prompts, pad, model.device)
+    replies = model.generate(input_ids=tokens, attention_mask=mask, generation_config=generation)
+    found: list[list[int]] = replies[:, tokens.shape[1] :].tolist()
+    return found
 
 
 def answer_from(ids: Sequence[int], ends: Collection[int]) -> Answer:

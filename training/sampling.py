@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +61,25 @@ def sample(
     with undisturbed(model), torch.no_grad(), torch.autocast(device.type, torch.bfloat16, bf16):
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
-            width = max(len(ids) for ids in batch)
-            padded = [[tokenizer.pad_token_id] * (width - len(ids)) + list(ids) for ids in batch]
-            mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in batch]
+            tokens, mask = left_padded(batch, tokenizer.pad_token_id, device)
             torch.manual_seed(seed + start)
             replies = model.generate(
-                input_ids=torch.tensor(padded, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                generation_config=generation,
-            )
-            answers += [_answer(reply[width:].tolist(), tokenizer, ends) for reply in replies]
+                input_ids=tokens, attention_mask=mask, generation_config=generation
+            )[:, tokens.shape[1] :]
+            answers += [_answer(reply, tokenizer, ends) for reply in replies.tolist()]
     return answers
+
+
+def left_padded(prompts: Iterable[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Tokenized prompts, (B, longest), filled up on the left, and a mask that is 1 at their tokens
+    and 0 at padding."""
+    import torch
+
+    rows = [list(ids) for ids in prompts]
+    width = max(map(len, rows))
+    tokens = [[pad] * (width - len(ids)) + ids for ids in rows]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in rows]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,11 @@ class SFTConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _can_be_packed(self) -> Self:
+        if self.packing and self.batch_tokens is not None:
+            raise ValueError(
+                "batch_tokens: packed rows are all of max_length tokens; say packing: false, or "
+                "leave batch_tokens out"
+            )
         if self.packing and self.weights in ("prefix_tuning", "prompt_tuning"):
             raise ValueError(
                 f"packing: the virtual tokens of {self.weights} would stand before a row's first "
@@ -91,6 +96,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=adapter,
     )
+    trainer.batch_tokens = config.batch_tokens
     adapters.keep_in_float32(trainer.model)
     if config.packing:
         require_separate(trainer.model, collate, bf16=config.dtype == "bfloat16")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,6 +155,19 @@ def _training_head(
         hidden, weight, None, targets, 1.0, VOCABULARY_AT_ONCE, softcap, 1.0, wanted
     )
     return log_probs, entropy, mean, likely
+
+
+def head_of(model: Any, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """A function of hidden states (N, H) and target tokens (N,): log-probabilities of the targets,
+    entropies, mean logits and whether the target is the likeliest, (N,) each, where logits are
+    divided by `temperature`. `model` is the causal language model below its adapters."""
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    softcap = None if softcap is None else softcap / temperature
+    weight = model.get_output_embeddings().weight
+    trains = weight.requires_grad and torch.is_grad_enabled()
+    head: Any = _training_head if trains else FrozenHead.apply
+    # A smaller state has smaller logits, and c·tanh(z/c)/τ is (c/τ)·tanh((z/τ)/(c/τ)).
+    return lambda hidden, targets: head(softcap, hidden / temperature, weight, targets)
 
 
 def why_not(model: Any) -> str | None:

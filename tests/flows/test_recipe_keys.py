@@ -20,6 +20,7 @@ from flows.labels import argilla_people
 from flows.plan import make_plan, training_artifacts
 from flows.progress import Progress
 from flows.recipe import Recipe, load_recipe
+from flows.rollouts import sampler
 from flows.rounds import go_round, rounds_of
 from flows.run import Run
 from generation.engine import EngineConfig, EngineRuntime
@@ -29,9 +30,12 @@ from preferences.store import Artifact, Store
 from tests.flows.test_recipe_judges import KINDS, judging, write_recipe
 from tests.generation.endpoint import Answer, Endpoint, reply
 from tests.generation.tiny_model import write_model, write_reward_model
+from training import processes
 from training.loop import train
 from training.methods import Alignment
+from training.processes import FSDPConfig
 from training.rewarded import RewardedConfig
+from training.run import TrainingRuntime
 from training.settings import TrainingConfig
 from training.texts import gather_texts
 
@@ -155,7 +159,7 @@ def test_every_key_is_read_by_the_code_that_uses_it(
             {"kind": "verifier", "name": "polite", "check": "regex", "pattern": "please"},
         ],
         "people": {"labels": "labels.csv", "budget": 4},
-        "pairs": {"min_probability": 0.5},
+        "pairs": {"policy": "all_pairs", "min_probability": 0.5},
         "split": {"test": 0.3},
         "steps": {
             "field": {"method": "pretraining", "model": model, "texts": texts, "max_steps": 1}
@@ -222,6 +226,7 @@ def test_every_key_is_read_by_the_code_that_uses_it(
     carry_out(tmp_path, imported)
     ask_every_language_model_judge(tmp_path / "asking")
     start_of_vllm(model, monkeypatch)
+    division_of_a_model()
 
     assert sorted(f"{c.__name__}.{name}" for c, name in all_keys() - used) == []
 
@@ -241,6 +246,7 @@ def train_by_every_method(folder: Path, model: str, store: Store) -> None:
         {"method": "kto"},
         {"method": "reward"},
         {"method": "pretraining", "max_length": 32},
+        {"method": "ranked_dpo"},
     ]
     answers = {"method": "ppo", "rollouts": 2, "max_tokens": 4}
     reward = {"reward_functions": {"f": "x:f"}}
@@ -249,7 +255,9 @@ def train_by_every_method(folder: Path, model: str, store: Store) -> None:
     for number, method in enumerate(methods):
         config: TrainingConfig = TypeAdapter(Alignment).validate_python({**tiny, **method})
         if isinstance(config, RewardedConfig):
-            config = config.given({"f": lambda messages, answer: -float(len(answer))})
+            with sampler(config, EngineRuntime()) as sampling:
+                functions = {"f": lambda messages, answer: -float(len(answer))}
+                config = config.given(functions, sampling)
         data = folder / "texts" if config.method == "pretraining" else dataset
         train(config, data, folder / f"run-{number}")
     rewarded = {**tiny, **answers, "reward_model": str(folder / "run-4"), "reward_samples": 2}
@@ -276,6 +284,19 @@ def ask_every_language_model_judge(folder: Path) -> None:
         carry_out(folder, yaml.safe_load(write_recipe(folder, endpoint.url, KINDS).read_text()))
     finally:
         endpoint.close()
+
+
+def division_of_a_model() -> None:
+    """Accelerate gets what the recipe says. Its processes have their own tests."""
+    from transformers import TrainingArguments
+
+    fsdp = FSDPConfig(reshard_after_forward=False, cpu_offload=True)
+    told = processes.arguments(TrainingRuntime(processes=2, fsdp=fsdp))
+    plugin = TrainingArguments(**told, use_cpu=True).fsdp_plugin_args
+    assert plugin is not None
+    assert plugin["fsdp_version"] == 2
+    assert plugin["reshard_after_forward"] is False
+    assert plugin["cpu_offload"] is True
 
 
 class Started(Exception):

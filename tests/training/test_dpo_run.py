@@ -179,7 +179,7 @@ def test_the_console_gets_one_readable_line_per_log_and_no_warnings(
     train(make_config(max_steps=4), red_pairs, tmp_path / "run", runtime)
     out, err = capfd.readouterr()
     starts = [line.split(":")[0] for line in (out + err).splitlines()]
-    before = ["data", "weights", "forward pass", "probe 0"]
+    before = ["data", "tokens", "weights", "forward pass", "probe 0"]
     assert starts == [*before, "probe 4", "step 4/4", "step 4/4", "Done"]
 
 

@@ -1,66 +1,36 @@
-"""RLOO and GRPO: advantages and gradients as the papers write them, whole runs on the tiny
-model, and exact resume."""
+"""RLOO and GRPO: advantages and gradients as the papers write them, and settings that fit."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from preferences.errors import InputError, ServiceError
+from preferences.errors import InputError
 from preferences.records import Messages
-from tests.training.conftest import THINGS, equal, reds, saved_weights, silent, write_split
-from tests.training.test_ppo_run import half_red
+from tests.training.conftest import silent
+from tests.training.groups import EACH, settings_for, write_two_prompts
 from training.group_relative import GroupRelativeConfig, GRPOConfig, RLOOConfig, build_trainer
-from training.probe import ProbeConfig
 from training.rewarded import load_data, train
 from training.rollouts import Answer
-from training.run import RunFolder, TrainingRuntime
-
-EACH = TrainingRuntime(log_steps=1, save_steps=1)
-
-Make = Callable[..., Any]
 
 
 def number_of_reds(messages: Messages, answer: str) -> float:
     return float(answer.split().count("red"))
 
 
-def share_of_red(messages: Messages, answer: str) -> float:
-    return reds(answer)
-
-
-RED = {"red": share_of_red}
-
-
 @pytest.fixture
 def settings(model: str) -> dict[str, Any]:
-    """Of a configuration for the tiny model."""
-    return {
-        "model": model,
-        "reward_functions": {"red": "colours.py:share_of_red"},
-        "temperature": 0.8,
-        "max_tokens": 10,
-        "samples": 4,
-        "rollouts": 16,
-        "batch_size": 16,
-        "max_length": 48,
-        "max_steps": 1,
-        "learning_rate": 2e-3,
-        "dtype": "float32",
-        "gradient_checkpointing": False,
-        "probe": None,
-    }
+    return settings_for(model)
 
 
 @pytest.fixture
 def two_prompts(tmp_path: Path) -> Path:
-    write_split(tmp_path / "two", "train", [(f"paint {t}", "red", "blue") for t in THINGS[:2]])
-    return tmp_path / "two"
+    return write_two_prompts(tmp_path / "two")
 
 
 class Scripted:
@@ -233,6 +203,7 @@ def test_an_update_follows_the_gradient_of_the_loss_as_it_is_written(
             found.update((n, p.grad.clone()) for n, p in kwargs["model"].named_parameters())
 
     trainer, script = scripted(config, two_prompts, tmp_path / "run")
+    assert trainer.forward_pass.startswith("shared: each prompt once")
     trainer.add_callback(Watch())
     trainer.train()
     loss_by_hand(config, policy, reference, script).backward()
@@ -247,160 +218,6 @@ def test_an_update_follows_the_gradient_of_the_loss_as_it_is_written(
         difference = max(difference, float((charged[name] - parameter.grad).abs().max()))
         largest = max(largest, float(charged[name].abs().max()))
     assert difference > 0.01 * largest
-
-
-@pytest.mark.parametrize("kind", [RLOOConfig, GRPOConfig])
-def test_a_constant_reward_teaches_nothing(
-    kind: type[Any], settings: dict[str, Any], two_prompts: Path, tmp_path: Path
-) -> None:
-    config = kind(**{**settings, "max_steps": 2, "beta": 0.0, "missing_end_score": 1.0})
-    run = tmp_path / "run"
-    functions = {"red": lambda messages, answer: 1.0}
-    result = train(config, two_prompts, run, EACH, progress=silent, functions=functions)
-    weights = saved_weights(run, result)
-    moved = [name for name, tensor in weights.items() if "lora_B" in name and tensor.any()]
-    assert moved == []
-    assert len(weights) > 2
-    assert [line["groups_alike"] for line in lines_of(run)] == [1.0, 1.0]
-    assert [line["score"] for line in lines_of(run)] == [1.0, 1.0]
-
-
-def lines_of(run: Path) -> list[dict[str, Any]]:
-    return [line for line in RunFolder(run).metrics() if "score" in line]
-
-
-class Stop(Exception):
-    """Ctrl-C, a lost connection of the sampler, a full disk …"""
-
-
-@pytest.mark.parametrize("kind", [RLOOConfig, pytest.param(GRPOConfig, marks=pytest.mark.slow)])
-def test_an_interrupted_run_ends_with_the_weights_and_metrics_of_an_uninterrupted_one(
-    kind: type[Any], settings: dict[str, Any], red_pairs: Path, red_judge: Any, tmp_path: Path
-) -> None:
-    # Answers are sampled before steps 1 and 5, and the interruption falls behind the second time.
-    config = kind(
-        **{
-            **settings,
-            "rollouts": 16,
-            "batch_size": 4,
-            "accumulation": 2,
-            "passes": 2,
-            "max_steps": 7,
-            "probe": ProbeConfig(
-                every=4, prompts=6, max_tokens=10, max_malformed=1, max_length_rate=1
-            ),
-        }
-    )
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    expected = train(config, red_pairs, whole, EACH, red_judge, None, silent, RED)
-    done: list[int] = []
-
-    def stop(step: int, steps: int, metrics: Mapping[str, float]) -> None:
-        done.append(step)
-        if done == [1, 2, 3, 4, 5, 6]:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(config, red_pairs, resumed, EACH, red_judge, None, stop, RED)
-    result = train(config, red_pairs, resumed, EACH, red_judge, None, stop, RED)
-    assert done == [1, 2, 3, 4, 5, 6, 6, 7]
-    assert result == expected
-    assert equal(saved_weights(resumed, result), saved_weights(whole, expected))
-    for journal in ("metrics.jsonl", "samples.jsonl", "result.json", "curve.svg"):
-        assert (resumed / journal).read_bytes() == (whole / journal).read_bytes()
-    assert [line["step"] for line in lines_of(whole)] == [1, 5]
-    assert not (whole / "policy").exists()
-
-
-@pytest.mark.parametrize("kind", [GRPOConfig, pytest.param(RLOOConfig, marks=pytest.mark.slow)])
-def test_what_is_rewarded_is_said_more_and_the_way_there_is_measured(
-    kind: type[Any], settings: dict[str, Any], red_pairs: Path, tmp_path: Path
-) -> None:
-    sizes = {"rollouts": 64, "batch_size": 64, "max_steps": 12, "learning_rate": 3e-3}
-    config = kind(**{**settings, **sizes, "weights": "full", "temperature": 1.0})
-    run = tmp_path / "run"
-    train(config, red_pairs, run, EACH, progress=silent, functions=RED)
-    lines = lines_of(run)
-    assert lines[0]["score"] < 0.3  # one colour in five
-    assert lines[-1]["score"] > 0.5
-    # The first answers are the reference's own.
-    assert lines[0]["kl"] == pytest.approx(0, abs=1e-4)
-    assert lines[-1]["kl"] > 1
-    assert lines[0]["entropy"] > lines[-1]["entropy"] > 0
-    for line in lines:
-        assert 1 < line["answer_tokens"] <= 10
-        assert 0 <= line["without_end"] <= 1
-        assert 0 <= line["clip_share"] <= 1
-    # Twelve times 64/4 prompts are asked of 24.
-    assert lines[-1]["epoch"] == pytest.approx(12 * 16 / 24)
-
-
-def test_a_reward_model_is_another_adapter_on_the_base_and_not_saved_with_the_policy(
-    settings: dict[str, Any], red_pairs: Path, tmp_path: Path
-) -> None:
-    from training.loop import train as train_any
-    from training.reward import RewardConfig
-
-    judge = RewardConfig(
-        **{
-            **{key: settings[key] for key in ("model", "max_length", "dtype", "probe")},
-            "learning_rate": 5e-3,
-            "batch_size": 8,
-            "max_steps": 8,
-            "gradient_checkpointing": False,
-        }
-    )
-    train_any(judge, red_pairs, tmp_path / "judge", progress=silent)
-    answers = {"rollouts": 64, "batch_size": 64, "reward_samples": 64, "max_steps": 2}
-    config = RLOOConfig(
-        **{
-            **settings,
-            **answers,
-            "reward_functions": {},
-            "reward_model": str(tmp_path / "judge"),
-            "missing_end_score": 0.0,
-        }
-    )
-    run = tmp_path / "run"
-    result = train(config, red_pairs, run, EACH, progress=silent)
-    # Of mean 0 and deviation 1 over the reference's answers, of which the first 64 are others.
-    assert abs(lines_of(run)[0]["score"]) < 4 / math.sqrt(64)
-    names = saved_weights(run, result)
-    assert any("lora_B" in name and bool(tensor.any()) for name, tensor in names.items())
-    assert not (run / "adapter" / "reward").exists()
-    assert not any("reward" in name or "score" in name for name in names)
-
-
-@pytest.mark.slow
-def test_a_policy_that_pleases_only_its_reward_is_stopped_and_its_best_weights_kept(
-    settings: dict[str, Any], red_pairs: Path, tmp_path: Path
-) -> None:
-    config = GRPOConfig(
-        **{
-            **settings,
-            "weights": "full",
-            "temperature": 1.0,
-            "rollouts": 64,
-            "batch_size": 64,
-            "learning_rate": 3e-3,
-            "schedule": "constant",
-            "beta": 0.0,
-            "max_steps": 60,
-            "probe": ProbeConfig(
-                every=2, prompts=24, max_tokens=12, max_malformed=0.9, max_length_rate=0.9,
-                min_win_rate=0, patience=2,
-            ),
-        }
-    )  # fmt: skip
-    run = tmp_path / "run"
-    result = train(config, red_pairs, run, EACH, half_red, None, silent, RED)
-    assert result.reason is not None
-    assert "over-optimised" in result.reason
-    assert result.saved_step == result.best_step
-    assert result.steps < 60
-    # The reward saw nothing of it.
-    scores = {line["step"]: line["score"] for line in lines_of(run)}
-    assert scores[result.steps] > scores[result.saved_step]
 
 
 def test_every_prompt_is_asked_once_before_any_is_asked_again() -> None:
@@ -453,14 +270,3 @@ def test_what_rewards_has_to_be_named_and_handed_in(
     none = RLOOConfig(**{**settings, "reward_functions": {}})
     with pytest.raises(InputError, match="nothing rewards the answers"):
         train(none, two_prompts, tmp_path / "b", progress=silent)
-
-
-def test_a_sampler_that_breaks_its_word_is_an_error(
-    settings: dict[str, Any], two_prompts: Path, tmp_path: Path
-) -> None:
-    def draw(policy: Path, prompts: Sequence[Any], **how: Any) -> list[Answer]:
-        return [Answer((8,), finished=True)] * len(prompts)
-
-    config = GRPOConfig(**settings)
-    with pytest.raises(ServiceError, match=r"ends with token \(8,\) and is said to be finished"):
-        train(config, two_prompts, tmp_path / "r", progress=silent, functions=RED, sampler=draw)

@@ -8,20 +8,13 @@ from typing import Any
 import pytest
 
 from preferences.errors import InputError
-from preferences.records import Message, Messages
+from preferences.records import Messages
 from tests.training.conftest import equal, reds, saved_weights, silent
 from training.data import HeldOutPrompt, held_out_prompt
 from training.loop import train as train_any
 from training.ppo import PPOConfig, build_trainer, load_data, train
 from training.reward import RewardConfig, publish_reward_model
-from training.rollouts import (
-    Answer,
-    answer_from,
-    as_rollouts,
-    prompts_of_step,
-    sample_answers,
-    seed_of_step,
-)
+from training.rollouts import Answer, as_rollouts, prompts_of_step, seed_of_step
 from training.run import RunFolder, TrainingRuntime
 
 END = 3
@@ -70,76 +63,6 @@ def trainer_for(config: PPOConfig, dataset: Path, output: Path) -> Any:
     return build_trainer(config, TrainingRuntime(), output, prompts, None)
 
 
-def test_rollouts_are_prompts_answers_and_padding() -> None:
-    prompts = [
-        HeldOutPrompt("a", (Message("user", "a"),), (1, 2)),
-        HeldOutPrompt("b", (Message("user", "b"),), (1, 2, 4, 5)),
-    ]
-
-    class Words:
-        def decode(self, ids: Any, **_: Any) -> str:
-            return "-".join(map(str, ids))
-
-    answers = [Answer((7, 8, 9, END), True), Answer((7,), False)]
-    rollouts = as_rollouts(prompts, answers, Words(), 0, "cpu")
-    assert rollouts.tokens.tolist() == [[1, 2, 7, 8, 9, END], [1, 2, 4, 5, 7, 0]]
-    assert rollouts.present.tolist() == [[True] * 6, [True] * 5 + [False]]
-    assert rollouts.start == 2
-    # From the end of the shortest prompt on: what was answered, end token and all.
-    assert rollouts.mask.tolist() == [[True] * 4, [False, False, True, False]]
-    assert rollouts.finished.tolist() == [True, False]
-    assert rollouts.texts == ("7-8-9-3", "7")
-
-
-def test_an_answer_goes_up_to_its_first_end_token() -> None:
-    assert answer_from([7, 8, END, 0, 0], {END}) == Answer((7, 8, END), True)
-    assert answer_from([END, 8, END], {END, 5}) == Answer((END,), True)
-    assert answer_from([7, 5, END], {END, 5}) == Answer((7, 5), True)
-    assert answer_from([7, 8], {END}) == Answer((7, 8), False)
-
-
-def test_every_prompt_is_answered_once_in_a_pass_and_each_pass_has_its_order() -> None:
-    steps = [prompts_of_step(10, 4, seed=0, step=step) for step in range(1, 6)]
-    asked = [place for step in steps for place in step]
-    assert sorted(asked[:10]) == sorted(asked[10:]) == list(range(10))
-    assert asked[:10] != asked[10:]
-    assert prompts_of_step(10, 4, seed=1, step=1) != steps[0]
-    assert len({seed_of_step(0, step) for step in range(50)}) == 50
-
-
-def test_answers_come_from_the_whole_distribution_at_the_temperature(model: str) -> None:
-    import torch
-
-    from training.models import load_model, load_tokenizer
-
-    policy, tokenizer = load_model(model, None, "lora", "float32"), load_tokenizer(model, None)
-    asked = prompt("thing1", tokenizer).ids
-    number, temperature = 2000, 0.2
-    answers = sample_answers(
-        policy,
-        [asked] * number,
-        ends={END},
-        pad=0,
-        temperature=temperature,
-        max_tokens=1,
-        seed=1,
-        batch_size=number,
-        bf16=False,
-    )
-    with torch.no_grad():
-        logits = policy(input_ids=torch.tensor([asked])).logits[0, -1]
-    expected = (logits / temperature).softmax(-1)
-    counts = torch.bincount(torch.tensor([a.ids[0] for a in answers]), minlength=len(expected))
-    likely = expected > 0.02
-    assert 3 <= int(likely.sum()) <= 5
-    # χ² over the likely tokens: its 99.9 % point for 5 degrees of freedom is 20.5, for 3 less.
-    surprise = (counts - number * expected) ** 2 / (number * expected)
-    assert float(surprise[likely].sum()) < 20.5
-    # The same draws do not fit another temperature.
-    other = logits.softmax(-1)
-    assert float(((counts - number * other) ** 2 / (number * other))[likely].sum()) > 40
-
-
 def log_probs_one_by_one(
     model: Any, asked: tuple[int, ...], answer: Answer, temperature: float
 ) -> list[float]:
@@ -171,6 +94,7 @@ def test_every_token_has_the_log_probability_and_entropy_of_the_policy_that_was_
     answers = answers_of(tokenizer, "red blue green<end>", "white")
     rollouts = as_rollouts(prompts, answers, tokenizer, 0, "cpu")
     rows = torch.arange(2)
+    assert actors.unshared is None
     with torch.no_grad():
         policy, _ = read_policy(actors, rollouts, rows, 0.7)
         reference = read_reference(actors, rollouts, rows, 0.7)
@@ -363,6 +287,17 @@ def test_every_kind_of_weights_starts_at_its_reference_and_moves_away(
     if not weights.endswith("tuning") or weights == "ln_tuning":  # virtual tokens draw attention
         assert first["kl"] == pytest.approx(0, abs=1e-4)
     assert abs(second["kl"]) > 1e-4
+
+
+def test_people_are_told_how_answers_are_read(model: str, red_pairs: Path, tmp_path: Path) -> None:
+    said = {}
+    for weights in ("full", "prompt_tuning"):
+        config = ppo(model, weights=weights).given(RED)
+        said[weights] = trainer_for(config, red_pairs, tmp_path).forward_pass
+    assert said["full"] == "shared: each prompt once, no padding, answers' tokens scored"
+    assert said["prompt_tuning"] == (
+        "with padding and repeated prompts: virtual tokens stand before every row"
+    )
 
 
 def test_on_a_base_in_4_bits_there_is_one_base_and_it_is_in_4_bits(

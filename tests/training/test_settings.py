@@ -270,6 +270,7 @@ def test_what_is_trained_on_is_told_before_training(
     result = train(config, tmp_path / "d", tmp_path / "run")
     assert result.update == 8
     told = capfd.readouterr().err.splitlines()
+    assert told.pop(1).startswith("tokens: about ")
     assert told[:3] == [
         "data: 5 pairs to train on; 8 pairs an update (2 batches of 4)",
         "warning: 5 pairs are fewer than an update's 8",

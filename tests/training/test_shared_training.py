@@ -41,9 +41,12 @@ def moved_away(trainer: Any) -> None:
 
 def loss_and_metrics(trainer: Any, rows: int = 6) -> tuple[float, dict[str, Any]]:
     batch = trainer.data_collator([trainer.train_dataset[n] for n in range(rows)])
+    trainer.model.train()  # TRL keeps the metrics of training and of evaluation apart.
     with torch.autocast("cpu", torch.bfloat16, trainer.args.bf16):
         loss = float(trainer.compute_loss(trainer.model, batch).detach())
-    return loss, {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    assert metrics
+    return loss, metrics
 
 
 def both_ways(make: Callable[[Path], Any], folder: Path, digits: float = 1e-5) -> None:
