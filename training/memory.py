@@ -119,9 +119,9 @@ def training_memory(
     if quantised:
         # peft's preparation for training on 4 bits makes float32 of all that is not packed.
         weights += (shape.total - shape.linear) * (BYTES["float32"] - BYTES[dtype])
-    answer, copied = 0, False
+    sampled, copied = 0, False
     if isinstance(config, RewardedConfig):
-        answer = min(config.max_tokens, config.max_length - 1)
+        sampled = min(config.rollouts, config.sampling_batch_size)
         copied = config.keeps_start
     shown, head = passes.pass_of(config, model, examples)
     held = rehearsal.rehearse(model, config, shown, head, config.dtype)
@@ -133,7 +133,7 @@ def training_memory(
         gradients=4 * held.trained,
         optimizer=STATES[getattr(config, "optimizer", "adamw")] * held.trained,
         activations=held.activations,
-        sampling=_sampling(config, shape, config.batch_size) if answer else 0.0,
+        sampling=_sampling(config, shape, sampled),
         load=loaded + largest * BYTES[dtype],
     )
 

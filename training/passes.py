@@ -19,14 +19,15 @@ from training.rewarded import RewardedConfig
 from training.settings import TrainingConfig
 from training.shared_attention import Segments
 
-SHARED = ("dpo", "kto", "ranked_dpo", "reward")
+SHARED = ("dpo", "kto", "ranked_dpo", "reward", "ppo", "rloo", "grpo")
 """Methods that compute each token of a batch once, where `training.shared_prefix` allows it."""
 
 
 def pass_of(config: TrainingConfig, model: Any, examples: Examples) -> tuple[Pass, Head]:
     """What goes through `model`, its configuration of transformers, and the head that reads it."""
     length = config.max_length
-    answer = min(examples.answer or length, length - 1)
+    longest = config.max_tokens if isinstance(config, RewardedConfig) else examples.answer
+    answer = min(longest or length, length - 1)
     settings: dict[str, Any] = {
         "checkpointing": config.gradient_checkpointing,
         "autocast": config.dtype != "float32",
@@ -42,9 +43,9 @@ def pass_of(config: TrainingConfig, model: Any, examples: Examples) -> tuple[Pas
         masked = rows > 1 or bool(getattr(config, "packing", False))
         head = rehearsal.fused_head
         shown = Pass(rows, length, padded=masked, **settings)
-    if config.method == "ppo" and isinstance(config, RewardedConfig):
-        head = rehearsal.full_head(min(config.max_tokens, length - 1))
-    elif config.method == "reward":
+        if config.method == "ppo":
+            head = rehearsal.full_head(answer)
+    if config.method == "reward":
         head = rehearsal.no_head
     return shown, head
 
