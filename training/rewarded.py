@@ -36,15 +36,15 @@ class RewardedConfig(TrainingConfig):
     max_tokens: int = Field(256, ge=1)
     """Longest answer, in tokens with its end."""
     sampling_batch_size: int = Field(32, ge=1)
-    """Answers sampled at once, whose keys and values are held meanwhile; it decides which of them
-    share a seed. More of them are faster."""
+    """Answers that transformers samples at once, whose keys and values are held meanwhile; it
+    decides which of them share a seed. More of them are faster."""
     missing_end_score: float = -1.0
     """The score of an answer that was cut there, in place of its own."""
     sampler: Literal["transformers", "vllm"] = "transformers"
     """Who samples them: `transformers`, with the weights that train; or `vllm`, in a process of its
     own that is handed the adapter before every sampling, much faster where answers are long."""
     rollouts: int = Field(64, ge=1)
-    """Answers sampled at once, a multiple of `batch_size` × `accumulation`."""
+    """Answers that a step learns from, a multiple of `batch_size` × `accumulation`."""
     reward_samples: int = Field(256, ge=2)
     """Answers of the reference over which the reward model's scores are normalised."""
     learning_rate: float = Field(3e-6, gt=0)
@@ -52,7 +52,7 @@ class RewardedConfig(TrainingConfig):
     warmup_share: float = Field(0.0, ge=0, lt=1)
     """Share of the updates in which the learning rate rises from 0 to its peak."""
     batch_tokens: None = None
-    """An update's answers are all as wide as their longest, so `batch_size` says it."""
+    """`batch_size` says it: how long answers will be is not known before."""
     probe: ProbeConfig | None = ProbeConfig(temperature=0.7)
     """Held-out sampling while training, best at the same temperature; null trains blind, without
     anything that would notice over-optimisation."""

@@ -96,7 +96,6 @@ def share(model: Any, answers: int) -> None:
     computes what it did.
     """
     trl = model.forward
-    softcap = getattr(model.config, "final_logit_softcapping", None)
     model.set_attn_implementation(NAME)
 
     # Generation looks at the signature.
@@ -104,7 +103,7 @@ def share(model: Any, answers: int) -> None:
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **given: Any) -> Any:
         if not fused_lm_head:
             return trl(*args, **given)
-        return _scored(self, answers, softcap, *args, **given)
+        return _scored(self, answers, *args, **given)
 
     model.forward = types.MethodType(forward, model)
 
@@ -112,7 +111,6 @@ def share(model: Any, answers: int) -> None:
 def _scored(
     model: Any,
     answers: int,
-    softcap: float | None,
     input_ids: Tensor,
     attention_mask: Tensor,
     labels: Tensor,
@@ -127,15 +125,9 @@ def _scored(
     targets = labels[:, 1:]
     scored = targets != IGNORED
     hidden = states.index_select(0, batch.places[:, :-1][scored])
-    weight = model.get_output_embeddings().weight
-    head: Any
-    if weight.requires_grad and torch.is_grad_enabled():
-        head = functools.partial(_training_head, softcap)
-    else:
-        head = functools.partial(FrozenHead.apply, softcap)
     log_probs, entropy, mean, likely = (
         values.new_zeros(scored.shape).masked_scatter(scored, values)
-        for values in head(hidden, weight, targets[scored])
+        for values in head_of(model)(hidden, targets[scored])
     )
     return FusedCausalLMOutput(
         log_probs=log_probs,
@@ -157,7 +149,7 @@ def _training_head(
     return log_probs, entropy, mean, likely
 
 
-def head_of(model: Any, temperature: float) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+def head_of(model: Any, temperature: float = 1.0) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     """A function of hidden states (N, H) and target tokens (N,): log-probabilities of the targets,
     entropies, mean logits and whether the target is the likeliest, (N,) each, where logits are
     divided by `temperature`. `model` is the causal language model below its adapters."""
@@ -166,6 +158,8 @@ def head_of(model: Any, temperature: float) -> Callable[[Tensor, Tensor], tuple[
     weight = model.get_output_embeddings().weight
     trains = weight.requires_grad and torch.is_grad_enabled()
     head: Any = _training_head if trains else FrozenHead.apply
+    if temperature == 1:
+        return lambda hidden, targets: head(softcap, hidden, weight, targets)
     # A smaller state has smaller logits, and c·tanh(z/c)/τ is (c/τ)·tanh((z/τ)/(c/τ)).
     return lambda hidden, targets: head(softcap, hidden / temperature, weight, targets)
 

@@ -35,7 +35,6 @@ def adapter(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("vllm", {"use_dora": True}, None, "LoRA alone, and this is dora; merge it"),
         ("vllm", {}, "qlora", "qlora fits a base in 4 bits, .* merge it and name the merged"),
         ("transformers", {"peft_type": "BITFIT"}, None, "biases, .* merge it"),
-        ("transformers", {"peft_type": "BOTTLENECK"}, None, "name another kind, as lora"),
     ],
 )
 def test_an_adapter_is_put_on_by_who_can_and_on_what_it_was_trained_on(
