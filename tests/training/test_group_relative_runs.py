@@ -101,7 +101,7 @@ def test_what_is_rewarded_is_said_more_and_the_way_there_is_measured(
     assert lines[-1]["score"] > 0.5
     # The first answers are the reference's own.
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-4)
-    assert lines[-1]["kl"] > 1
+    assert lines[-1]["kl"] > 0.5
     assert lines[0]["entropy"] > lines[-1]["entropy"] > 0
     for line in lines:
         assert 1 < line["answer_tokens"] <= 10
