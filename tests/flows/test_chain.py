@@ -177,6 +177,20 @@ def test_a_killed_chain_goes_on_where_it_was_and_an_edit_trains_its_own_step_alo
     assert len(store.manifests("alignment")) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_vllm_samples_for_ppo_on_the_merged_model_of_a_step(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    path = chain(tmp_path, sampler="vllm", max_tokens=64)
+    done = pairwright("run", "recipe.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = make_plan(load_recipe(path))
+    assert plan.alignment is not None
+    aligned = Store(tmp_path / "store").manifest(plan.alignment)
+    assert aligned is not None
+    assert aligned.summary["steps"] == 2
+
+
 def weights(store: Store, artifact: Artifact) -> tuple[int, bytes]:
     """When an adapter was written, and what it is."""
     file = Path(store.folder(artifact)) / "adapter" / "adapter_model.safetensors"
