@@ -95,22 +95,26 @@ def share(model: Any, answers: int) -> None:
     `answers` is how many rows of a batch follow one prompt. Called in any other way, the model
     computes what it did.
     """
-    trl = model.forward
+    exchange_forward(model, functools.partial(_scored, answers))
+
+
+def exchange_forward(model: Any, scored: Callable[..., FusedCausalLMOutput]) -> None:
+    """Have a causal language model answer TRL's calls, those with `fused_lm_head`, by `scored`,
+    which gets the model first, and all others as before. Its decoder then reads packed rows."""
+    library = model.forward
     model.set_attn_implementation(NAME)
 
     # Generation looks at the signature.
     @functools.wraps(type(model).forward)
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **given: Any) -> Any:
-        if not fused_lm_head:
-            return trl(*args, **given)
-        return _scored(self, answers, *args, **given)
+        return scored(self, *args, **given) if fused_lm_head else library(*args, **given)
 
     model.forward = types.MethodType(forward, model)
 
 
 def _scored(
-    model: Any,
     answers: int,
+    model: Any,
     input_ids: Tensor,
     attention_mask: Tensor,
     labels: Tensor,

@@ -13,7 +13,6 @@ This module imports trl at its head, so it is imported inside functions only.
 from __future__ import annotations
 
 import functools
-import types
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from trl.trainer.utils import FusedCausalLMOutput
 
 from training.shared_attention import NAME, hidden_states
-from training.shared_prefix import IGNORED, Shared, head_of, shared, why_not
+from training.shared_prefix import IGNORED, Shared, exchange_forward, head_of, shared, why_not
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +78,7 @@ def share(model: Any, temperature: float) -> str | None:
     if reason is not None:
         return reason
     base = base_of(model)
-    library = base.forward
-    base.set_attn_implementation(NAME)
-
-    # Generation looks at the signature.
-    @functools.wraps(type(base).forward)
-    def forward(self: Any, *args: Any, fused_lm_head: bool = False, **given: Any) -> Any:
-        if not fused_lm_head:
-            return library(*args, **given)
-        return _scored(self, temperature, *args, **given)
-
-    base.forward = types.MethodType(forward, base)
+    exchange_forward(base, functools.partial(_scored, temperature))
     return None
 
 
@@ -122,8 +111,8 @@ def spread(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _scored(
-    model: Any,
     temperature: float,
+    model: Any,
     input_ids: Tensor,
     attention_mask: Tensor,
     labels: Tensor,
